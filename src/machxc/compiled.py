@@ -1,0 +1,30 @@
+"""The one door to Numba: how every kernel of the project is compiled.
+
+Kernels release the GIL (repetitions train side by side on threads) and are cached on disk (a second run compiles
+nothing). ``fast`` kernels may reassociate floating-point sums, so that inner loops vectorise: the order of a sum
+then depends on the processor's vector width, never on the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def kernel(function: _F) -> _F:
+    """Compile ``function`` with strict floating-point semantics."""
+    return cast(_F, numba.njit(nogil=True, cache=True)(function))
+
+
+def fast_kernel(function: _F) -> _F:
+    """Compile ``function``, allowing sums to be reordered and fused (no NaN or infinity reaches these kernels)."""
+    return cast(_F, numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(function))
+
+
+def inline(function: _F) -> _F:
+    """Compile a helper that is small enough to be inlined into the kernels that call it."""
+    return cast(_F, numba.njit(nogil=True, cache=True, inline="always")(function))
