@@ -1,0 +1,387 @@
+"""The model folder: R repetitions, label names and the configuration on disk, and what keeps them honest.
+
+::
+
+    config.json               {"format": "machxc", "version": 1, "config": {...}, "n_samples": N, "label_kind": ...}
+    labels.safetensors        the arrays of `LabelNames`, and counts uint32 [K]: training samples of each label
+    partition.safetensors     only with a table of buckets: assignment uint32 [R, K], below B
+    repetition-00000.safetensors, ...   one a repetition; `TENSORS` below lists what is in them
+    manifest.json             written last: {"format", "version", "files": {name: {"size", "sha256", "tensors"}}}
+
+A folder is built aside and renamed into place when all of it is on the disk (see files.py). Loading runs no code and
+writes nothing, and believes nothing either: sizes, checksums, tensor names, types, shapes and values are checked, and
+only then are the files mapped into memory. A repetition that the manifest does not list is one that the model does not
+have; one of the names above that is there but not listed, or listed but not there, is an error, and so is a link.
+Files of other names (a README, say) are never opened; a folder that has such files is never overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+from machxc.config import Config
+from machxc.errors import ModelError, OutputError
+from machxc.files import (
+    check_target,
+    find_folder,
+    is_temporary,
+    output_errors,
+    replace_folder,
+    staging_folder,
+    write_file,
+)
+from machxc.formats import (
+    DTYPE_NAMES,
+    Tensors,
+    TensorSpec,
+    check_tensors,
+    json_fields,
+    json_value,
+    map_file,
+    parse_json,
+    parse_tensors,
+    write_tensors,
+)
+from machxc.labels import LabelNames
+from machxc.samples import Array, UInt32
+
+FORMAT, VERSION = "machxc", 1
+CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "partition.safetensors", "manifest.json"
+
+_REPETITION = re.compile(r"repetition-([0-9]{5})\.safetensors")
+_MAX_JSON = 2 << 20  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text of 2 MB takes 60 MB
+_ATTEMPTS = 10  # how often loading begins again when the folder is replaced meanwhile
+
+_T = TypeVar("_T")
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> dtype (a safetensors name), shape
+
+
+# kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H hidden
+# units, K labels, R repetitions; rows and entries are free.
+TENSORS: dict[str, dict[str, TensorSpec]] = {
+    "linear": {
+        "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
+        "row_weights": TensorSpec("F32", ("rows",)),
+        # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them
+        "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
+        "buckets": TensorSpec("U16", ("entries",), below="B"),
+        "weights": TensorSpec("F16", ("entries",)),
+        "bias": TensorSpec("F32", ("B",)),
+    },
+    "hidden": {
+        "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
+        "row_weights": TensorSpec("F32", ("rows",)),
+        "table": TensorSpec("F16", ("rows", "H")),
+        "hidden_bias": TensorSpec("F32", ("H",)),
+        "output": TensorSpec("F16", ("B", "H")),
+        "bias": TensorSpec("F32", ("B",)),
+    },
+    "partition": {"assignment": TensorSpec("U32", ("R", "K"), below="B")},
+    "labels": {"counts": TensorSpec("U32", ("K",))},  # and those of LabelNames, which checks them itself
+}
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """All that a model folder holds; after `load_model` the arrays are read-only maps of its files.
+
+    ``label_counts`` uint32 [K]: training samples of each label. ``n_samples`` N. ``repetitions``: number -> tensors,
+    as in `TENSORS`; some of ``config.repetitions`` may be missing. ``assignment`` uint32 [R, K]: the bucket of each
+    label, or None when buckets are hashed.
+    """
+
+    config: Config
+    names: LabelNames
+    label_counts: UInt32
+    n_samples: int
+    repetitions: dict[int, Tensors]
+    assignment: UInt32 | None = None
+
+
+def check_repetition(config: Config, tensors: Mapping[str, Array]) -> None:
+    """Raise ModelError unless ``tensors`` are those of one repetition of ``config``: names, dtypes, shapes, values."""
+    _check_tensors("repetition", _kind(config), config, tensors)
+
+
+def check_destination(path: Path | str, *, overwrite: bool = False) -> None:
+    """Raise OutputError when `save_model` would refuse to write at ``path``: ask before training, not after.
+
+    It refuses what exists, unless ``overwrite``, and then still what holds anything but a model.
+    """
+    check_target(path, overwrite=overwrite)
+    folder = find_folder(path)
+    with output_errors(path):
+        names = [] if folder is None else os.listdir(folder)
+    foreign = [name for name in names if not (_is_ours(name) or is_temporary(name))]
+    if foreign:
+        raise OutputError(
+            f"cannot overwrite {path}: it holds {min(foreign)!r}, which is no part of a model; choose another path, "
+            "or move that away"
+        )
+
+
+def save_model(path: Path | str, data: ModelData, overwrite: bool = False) -> None:
+    """Write the model folder ``path``, as a whole or not at all.
+
+    Raises OutputError when it cannot be written, or exists and ``overwrite`` is False; ModelError when ``data`` is
+    inconsistent. Then, and after a crash, what was there is still there.
+    """
+    check_destination(path, overwrite=overwrite)
+    with staging_folder(path) as staged:
+        for r, tensors in data.repetitions.items():
+            write_repetition(staged, r, tensors)
+        finish_model(staged, data.config, data.names, data.label_counts, data.n_samples, assignment=data.assignment)
+        replace_folder(staged, path, overwrite=overwrite)
+
+
+def write_repetition(folder: Path | str, r: int, tensors: Mapping[str, Array]) -> None:
+    """Write the file of repetition ``r``: wholly and on the disk, or not at all. Raises OutputError."""
+    write_tensors(Path(folder) / repetition_file(r), tensors)
+
+
+def read_repetition(folder: Path | str, r: int, config: Config) -> Tensors:
+    """The tensors of repetition ``r``, mapped read-only, from a folder that may lack a manifest.
+
+    Raises ModelError when its file is missing, damaged, or not one of ``config``.
+    """
+    name = repetition_file(r)
+    with _reading(folder):
+        tensors = parse_tensors(name, map_file(Path(folder) / name))
+        _check_tensors(name, _kind(config), config, tensors)
+        return tensors
+
+
+def repetition_file(r: int) -> str:
+    """The name of the file of repetition ``r``."""
+    if not 0 <= r < 100_000:
+        raise ModelError(f"expected the number of a repetition in [0, 100000), got {r}")
+    return f"repetition-{r:05d}.safetensors"
+
+
+def finish_model(
+    folder: Path | str,
+    config: Config,
+    names: LabelNames,
+    label_counts: UInt32,
+    n_samples: int,
+    *,
+    assignment: UInt32 | None = None,
+) -> None:
+    """Complete a folder that holds the repetition files: configuration, labels, and the manifest last.
+
+    Raises ModelError when a repetition or an argument does not fit ``config``, OutputError when it cannot write.
+    """
+    folder = Path(folder)
+    if len(names) != config.n_labels:
+        raise ModelError(f"expected as many label names as labels ({config.n_labels}), got {len(names)}")
+    facts = {"config": config.to_dict(), "n_samples": int(n_samples), "label_kind": names.kind}
+    _write_json(folder / CONFIG, facts)
+    write_tensors(folder / LABELS, {**names.arrays(), "counts": label_counts})
+    if assignment is not None:
+        write_tensors(folder / PARTITION, {"assignment": assignment})
+    with output_errors(folder):
+        found = sorted(_files_of(folder))
+        entries = _on_threads(lambda name: _Entry.of_file(name, map_file(folder / name)), found)
+        _assemble(folder, entries, verify=False)
+    _write_json(folder / MANIFEST, {"files": {name: entry.to_dict() for name, entry in entries.items()}})
+
+
+def load_model(path: Path | str, verify: bool = True) -> ModelData:
+    """Map a model folder into memory, read-only, after checking it; ModelError says what is wrong with it.
+
+    ``verify`` False leaves out the checksums, and only those. A folder that is replaced while it is being loaded is
+    loaded again: the result is the older model or the newer, never some of both.
+    """
+    for _ in range(_ATTEMPTS):
+        folder = find_folder(path)
+        if folder is None:
+            raise ModelError(f"{path}: expected a model folder, found none; check the path, or train a model first")
+        before = _identity(folder)
+        try:
+            with _reading(folder):
+                data = _assemble(folder, _read_manifest(folder), verify=verify)
+        except ModelError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return data
+    raise ModelError(f"{path}: the folder was replaced {_ATTEMPTS} times while it was being read; try again")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the manifest says of one file."""
+
+    size: int
+    sha256: str
+    layout: Layout
+
+    def to_dict(self) -> dict[str, Any]:
+        tensors = {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in self.layout.items()}
+        return {"size": self.size, "sha256": self.sha256, "tensors": tensors}
+
+    @classmethod
+    def of_file(cls, name: str, content: mmap.mmap) -> _Entry:
+        tensors = {} if name == CONFIG else parse_tensors(name, content)
+        return cls(len(content), sha256(content).hexdigest(), _layout_of(tensors))
+
+    @classmethod
+    def from_dict(cls, where: str, data: Any) -> _Entry:
+        size, digest, tensors = json_fields(where, data, {"size": int, "sha256": str, "tensors": dict})
+        layout = {}
+        for name, value in tensors.items():
+            dtype, shape = json_fields(f"{where}: {name!r}", value, {"dtype": str, "shape": list})
+            layout[name] = dtype, tuple(shape)
+        return cls(size, digest, layout)
+
+    def check(self, name: str, content: mmap.mmap, *, verify: bool) -> None:
+        if len(content) != self.size:
+            raise ModelError(f"{name}: expected {self.size} bytes, got {len(content)}; the file is damaged")
+        if verify and sha256(content).hexdigest() != self.sha256:
+            raise ModelError(f"{name}: its checksum is not the one in {MANIFEST}; the file is damaged")
+
+
+def _read_manifest(folder: Path) -> dict[str, _Entry]:
+    (files,) = _read_json(MANIFEST, _map_json(folder, MANIFEST), {"files": dict})
+    for name in files:
+        if not _is_ours(name) or name == MANIFEST:
+            raise ModelError(f"{MANIFEST}: {name!r} is not the name of a file of a model")
+    present = _files_of(folder)
+    for name in sorted(files.keys() ^ present):
+        state = f"is not listed in {MANIFEST}" if name in present else "is missing"
+        raise ModelError(f"{name} {state}: the model is not complete")
+    return {name: _Entry.from_dict(f"{MANIFEST}: {name}", data) for name, data in files.items()}
+
+
+def _assemble(folder: Path, entries: dict[str, _Entry], *, verify: bool) -> ModelData:
+    """Map, check and put together the files listed."""
+    for required in (CONFIG, LABELS):
+        if required not in entries:
+            raise ModelError(f"{required} is missing: the model is not complete")
+    config, n_samples, label_kind = _read_config(folder, entries[CONFIG], verify=verify)
+    numbers = _numbers(config, entries)
+
+    def load(name: str) -> Tensors:
+        return _load_tensors(folder, name, entries[name], config, verify=verify)
+
+    loaded = _on_threads(load, [name for name in entries if name != CONFIG])
+    labels, partition = loaded[LABELS], loaded.get(PARTITION, {})
+    names = LabelNames.from_arrays(label_kind, config.n_labels, {k: v for k, v in labels.items() if k != "counts"})
+    repetitions = {r: loaded[repetition_file(r)] for r in numbers}
+    return ModelData(config, names, labels["counts"], n_samples, repetitions, partition.get("assignment"))
+
+
+def _read_config(folder: Path, entry: _Entry, *, verify: bool) -> tuple[Config, int, str]:
+    content = _map_json(folder, CONFIG)
+    entry.check(CONFIG, content, verify=verify)
+    types = {"config": dict, "n_samples": int, "label_kind": str}
+    config, n_samples, label_kind = _read_json(CONFIG, content, types)
+    if not 0 <= n_samples < 2**63:
+        raise ModelError(f"{CONFIG}: expected a number of samples in [0, 2**63), got {n_samples}")
+    return Config.from_dict(config), n_samples, label_kind
+
+
+def _numbers(config: Config, names: Iterable[str]) -> list[int]:
+    """The numbers of the repetitions among ``names``, increasing."""
+    numbers = sorted(int(match[1]) for match in map(_REPETITION.fullmatch, names) if match)
+    if not numbers or numbers[-1] >= config.repetitions:
+        got = f"number {numbers[-1]}" if numbers else "none"
+        raise ModelError(f"expected files of repetitions with numbers in [0, {config.repetitions}), got {got}")
+    return numbers
+
+
+def _load_tensors(folder: Path, name: str, entry: _Entry, config: Config, *, verify: bool) -> Tensors:
+    content = map_file(folder / name)
+    entry.check(name, content, verify=verify)
+    tensors = parse_tensors(name, content)
+    if _layout_of(tensors) != entry.layout:
+        raise ModelError(f"{name}: its tensors are not those listed in {MANIFEST}; the file is damaged")
+    kind = {LABELS: "labels", PARTITION: "partition"}.get(name, _kind(config))
+    known = {key: tensors[key] for key in tensors if key in TENSORS[kind]} if kind == "labels" else tensors
+    _check_tensors(name, kind, config, known)
+    return tensors
+
+
+def _check_tensors(where: str, kind: str, config: Config, tensors: Mapping[str, Array]) -> None:
+    slots = min(config.n_features, 2**config.feature_bits)
+    sizes = {"F": slots, "B": config.buckets, "H": config.hidden, "K": config.n_labels, "R": config.repetitions}
+    check_tensors(where, TENSORS[kind], tensors, sizes)
+
+
+def _layout_of(tensors: Tensors) -> Layout:
+    return {name: (DTYPE_NAMES[array.dtype], array.shape) for name, array in tensors.items()}
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    style: dict[str, Any] = {"indent": 1} if path.name == CONFIG else {"separators": (",", ":")}
+    write_file(path, json.dumps({"format": FORMAT, "version": VERSION, **data}, **style).encode() + b"\n")
+
+
+def _map_json(folder: Path, name: str) -> mmap.mmap:
+    content = map_file(folder / name)
+    if len(content) > _MAX_JSON:
+        raise ModelError(f"{name}: expected at most {_MAX_JSON} bytes, got {len(content)}")
+    return content
+
+
+def _read_json(name: str, content: mmap.mmap, types: dict[str, type]) -> list[Any]:
+    """The values of the fields ``types`` of one of our JSON files, once it is known to be one."""
+    data = json_value(name, parse_json(name, content[:]), dict)
+    kind, version = data.pop("format", None), data.pop("version", None)
+    if kind != FORMAT or type(version) is not int:
+        raise ModelError(f"{name}: expected the format {FORMAT!r} and a version: this is not a model of machxc")
+    if version != VERSION:
+        raise ModelError(f"{name}: expected version {VERSION}, got {version}; a newer machxc may read it")
+    return json_fields(name, data, types)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path | str) -> Iterator[None]:
+    """Turn what reading a folder may raise into a ModelError that names the folder."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{folder}: {str(error)[:1000]}") from error
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot read the model: {error.strerror or error}") from error
+    except RecursionError:
+        raise ModelError(f"{folder}: a file is nested too deeply; the model is damaged") from None
+
+
+def _on_threads(function: Callable[[str], _T], names: Iterable[str]) -> dict[str, _T]:
+    """The result of ``function`` for each name; hashing and checking release the GIL."""
+    names = list(names)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(function, names), strict=True))
+
+
+def _files_of(folder: Path) -> set[str]:
+    """The names in a folder that are those of a model's files, without the manifest."""
+    return {name for name in os.listdir(folder) if _is_ours(name)} - {MANIFEST}
+
+
+def _is_ours(name: str) -> bool:
+    return name in (CONFIG, LABELS, PARTITION, MANIFEST) or _REPETITION.fullmatch(name) is not None
+
+
+def _kind(config: Config) -> str:
+    return "hidden" if config.hidden else "linear"
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.numpy
+
+from folder_tools import (
+    MODELS,
+    assert_same_arrays,
+    assert_same_model,
+    config_of,
+    fingerprint,
+    tensors_of,
+    tiny,
+)
+from machxc import files, folder
+from machxc.errors import ModelError, OutputError
+from machxc.folder import (
+    ModelData,
+    check_destination,
+    check_repetition,
+    finish_model,
+    load_model,
+    read_repetition,
+    repetition_file,
+    save_model,
+    write_repetition,
+)
+from machxc.labels import LabelNames
+
+
+@pytest.mark.parametrize("data", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_saved_is_loaded(data: ModelData, verify: bool, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", data)
+    loaded = load_model(tmp_path / "model", verify)
+    assert_same_model(loaded, data)
+    save_model(tmp_path / "again", loaded)
+    assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "model")
+    assert sorted(os.listdir(tmp_path)) == ["again", "model"]
+
+
+def test_loaded_arrays_are_read_only_aligned_maps_of_the_files(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", tiny(hidden=6, partition=True))
+    loaded = load_model(tmp_path / "model")
+    assert loaded.assignment is not None
+    for array in [loaded.label_counts, loaded.assignment, *loaded.repetitions[1].values()]:
+        assert not array.flags.writeable
+        assert array.flags.aligned
+        assert array.flags.c_contiguous
+
+
+def test_the_folder_is_what_its_documentation_says(tmp_path: Path) -> None:
+    data = tiny(partition=True)
+    save_model(tmp_path / "model", data)
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert (manifest["format"], manifest["version"]) == ("machxc", 1)
+    assert set(manifest["files"]) | {"manifest.json"} == set(os.listdir(tmp_path / "model"))
+    for name, entry in manifest["files"].items():
+        content = (tmp_path / "model" / name).read_bytes()
+        assert (entry["size"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        tensors = safetensors.numpy.load(content) if name.endswith(".safetensors") else {}
+        assert {key: tensor["shape"] for key, tensor in entry["tensors"].items()} == {
+            key: list(array.shape) for key, array in tensors.items()
+        }
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["config"] == data.config.to_dict()
+    assert (config["n_samples"], config["label_kind"]) == (17, "strings")
+
+
+def test_a_model_may_lack_repetitions(tmp_path: Path) -> None:
+    data = tiny(repetitions=4)
+    some = dataclasses.replace(data, repetitions={r: data.repetitions[r] for r in (3, 1)})
+    save_model(tmp_path / "model", some)
+    assert list(load_model(tmp_path / "model").repetitions) == [1, 3]
+    with pytest.raises(ModelError, match=r"numbers in \[0, 4\), got none"):
+        save_model(tmp_path / "none", dataclasses.replace(data, repetitions={}))
+    with pytest.raises(ModelError, match=r"numbers in \[0, 4\), got number 4"):
+        save_model(tmp_path / "five", dataclasses.replace(data, repetitions={4: data.repetitions[0]}))
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_the_manifest_of_the_most_repetitions_can_be_read(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", tiny(hidden=2))
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    entry = manifest["files"][repetition_file(0)]
+    entry["size"] = 2**40
+    for tensor in entry["tensors"].values():
+        tensor["shape"] = [2**31 for _ in tensor["shape"]]
+    assert 4096 * len(json.dumps(entry, separators=(",", ":")) + repetition_file(0)) < 0.95 * folder._MAX_JSON
+
+
+def test_repetitions_survive_in_a_run_folder(tmp_path: Path) -> None:
+    data = tiny(hidden=2)
+    run, target = tmp_path / "run", tmp_path / "model"
+    run.mkdir()
+    with pytest.raises(ModelError, match=r"run: cannot read the model: No such file"):
+        read_repetition(run, 0, data.config)
+    for r in (1, 0, 1):
+        write_repetition(run, r, data.repetitions[r])
+        assert_same_arrays(read_repetition(run, r, data.config), data.repetitions[r])
+    assert sorted(os.listdir(run)) == [repetition_file(0), repetition_file(1)]
+    with pytest.raises(ModelError, match=r"expected the tensors"):
+        read_repetition(run, 0, dataclasses.replace(data.config, hidden=0))
+    with pytest.raises(ModelError, match=r"run: cannot read the model"):
+        load_model(run)
+    finish_model(run, data.config, data.names, data.label_counts, data.n_samples)
+    files.replace_folder(run, target, overwrite=False)
+    assert_same_model(load_model(target), data)
+
+
+@pytest.mark.parametrize("r", [-1, 100_000])
+def test_repetition_numbers_are_bounded(r: int) -> None:
+    with pytest.raises(ModelError, match="expected the number of a repetition"):
+        repetition_file(r)
+
+
+def changed(
+    name: str, array: npt.ArrayLike | None, dtype: Any = np.float32, hidden: int = 2
+) -> dict[str, npt.NDArray[Any]]:
+    tensors = tensors_of(config_of(hidden=hidden))
+    tensors.pop(name, None)
+    return tensors if array is None else {**tensors, name: np.asarray(array, dtype)}
+
+
+def sparse(
+    starts: list[int],
+    entries: int,
+    *,
+    buckets: list[int] | None = None,
+    weight: float = 1.0,
+    weights: int | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """A linear repetition of four rows and three buckets, with these entries."""
+    return {
+        **tensors_of(config_of()),
+        "starts": np.array(starts, np.int64),
+        "buckets": np.arange(entries, dtype=np.uint16) % 3 if buckets is None else np.array(buckets, np.uint16),
+        "weights": np.full(entries if weights is None else weights, weight, np.float16),
+    }
+
+
+WRONG: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
+    "a tensor less": (changed("bias", None), "expected the tensors"),
+    "a tensor more": (changed("more", [1]), "expected the tensors"),
+    "another dtype": (changed("bias", np.zeros(3), np.float64), r"'bias' to be float32 \[3\], got float64 \[3\]"),
+    "big-endian": (changed("bias", np.zeros(3), ">f4"), "'bias' to be float32"),
+    "objects": (changed("bias", np.zeros(3), object), "'bias' to be float32"),
+    "another length": (changed("bias", np.zeros(4)), r"got float32 \[4\]"),
+    "more dimensions": (changed("bias", np.zeros((3, 1))), r"got float32 \[3, 1\]"),
+    "no dimension": (changed("bias", 0.0), r"got float32 \[\]"),
+    "rows that differ": (changed("table", np.zeros((5, 2)), np.float16), r"'table' to be float16 \[4, 2\]"),
+    "fewer slots": (changed("slots", np.zeros(7), np.int32), r"'slots' to be int32 \[8\]"),
+    "NaN, 32 bits": (changed("row_weights", [1, 2, np.nan, 3]), "'row_weights' has values that are NaN or infinite"),
+    "infinite, 32 bits": (changed("bias", [1, -np.inf, 3]), "'bias' has values that are NaN or infinite"),
+    "NaN, 16 bits": (changed("table", np.full((4, 2), np.nan), np.float16), "'table' has values that are NaN"),
+    "infinite, 16 bits": (changed("output", np.full((3, 2), np.inf), np.float16), "'output' has values that are NaN"),
+    "a slot below -1": (changed("slots", [-2] * 8, np.int32), r"values in \[-1, 4\), got \[-2, -2\]"),
+    "a slot beyond": (changed("slots", [0] * 7 + [4], np.int32), r"values in \[-1, 4\), got \[0, 4\]"),
+}
+RISE = r"'starts': expected offsets that rise from 0 to 6, each by at most 3"
+WRONG_LINEAR: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
+    "a dense table": (changed("table", np.zeros((4, 3)), np.float16, hidden=0), "expected the tensors"),
+    "no starts": (changed("starts", None, hidden=0), "expected the tensors"),
+    "a start for each row only": (sparse([0, 2, 4, 6], 6), r"'starts' to be int64 \[5\], got int64 \[4\]"),
+    "a start too many": (sparse([0, 2, 4, 6, 6, 6], 6), r"'starts' to be int64 \[5\], got int64 \[6\]"),
+    "starts, 32 bits": (changed("starts", [0] * 5, np.int32, hidden=0), r"to be int64 \[5\], got int32 \[5\]"),
+    "starts, unsigned": (changed("starts", [0] * 5, np.uint64, hidden=0), r"to be int64 \[5\], got uint64 \[5\]"),
+    "starts that fall": (sparse([0, 3, 2, 4, 6], 6), RISE),
+    "starts that fall below 0": (sparse([0, -1, 2, 4, 6], 6), RISE),
+    "a first start after 0": (sparse([1, 2, 4, 5, 6], 6), RISE),
+    "a first start before 0": (sparse([-1, 2, 4, 5, 6], 6), RISE),
+    "a last start beyond": (sparse([0, 2, 4, 5, 7], 6), RISE),
+    "a last start before": (sparse([0, 2, 4, 5, 5], 6), RISE),
+    "a start in between beyond": (sparse([0, 3, 7, 5, 6], 6), RISE),
+    "starts that overflow": (sparse([0, 2**63 - 1, -(2**63), -(2**63) + 3, 6], 6), RISE),
+    "starts that jump": (sparse([0, 2**62, 2**62, 2**62, 6], 6), RISE),
+    "more entries than buckets": (sparse([0, 4, 4, 5, 6], 6), RISE),
+    "no entries but starts": (sparse([0, 1, 1, 1, 1], 0), "rise from 0 to 0,"),
+    "entries but no starts": (sparse([0] * 5, 6), RISE),
+    "a bucket beyond": (sparse([0, 1, 1, 1, 3], 3, buckets=[0, 2, 3]), r"'buckets': .* \[0, 3\), got \[0, 3\]"),
+    "the last 16-bit bucket": (sparse([0, 1, 1, 1, 1], 1, buckets=[65535]), r"\[0, 3\), got \[65535, 65535\]"),
+    "fewer weights than buckets": (
+        sparse([0, 2, 4, 5, 6], 6, weights=5),
+        r"'weights' to be float16 \[6\], got .* \[5\]",
+    ),
+    "more weights than buckets": (
+        sparse([0, 2, 4, 5, 6], 6, weights=7),
+        r"'weights' to be float16 \[6\], got .* \[7\]",
+    ),
+    "NaN": (sparse([0, 2, 4, 5, 6], 6, weight=np.nan), "'weights' has values that are NaN or infinite"),
+    "infinite": (sparse([0, 2, 4, 5, 6], 6, weight=-np.inf), "'weights' has values that are NaN or infinite"),
+    "weights, 32 bits": (changed("weights", np.zeros(6), np.float32, hidden=0), "'weights' to be float16"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "message"), WRONG.values(), ids=WRONG.keys())
+def test_check_repetition_refuses(tensors: dict[str, npt.NDArray[Any]], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        check_repetition(config_of(hidden=2), tensors)
+
+
+@pytest.mark.parametrize(("tensors", "message"), WRONG_LINEAR.values(), ids=WRONG_LINEAR.keys())
+def test_check_repetition_refuses_a_linear_one(tensors: dict[str, npt.NDArray[Any]], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        check_repetition(config_of(), tensors)
+
+
+@pytest.mark.parametrize("starts", [[0, 2, 4, 5, 6], [0, 3, 6, 6, 6], [0, 0, 0, 3, 6], [0, 0, 0, 0, 0]])
+def test_check_repetition_accepts_rows_that_are_empty_or_full(starts: list[int]) -> None:
+    check_repetition(config_of(), sparse(starts, starts[-1]))
+
+
+def test_a_linear_repetition_has_65536_buckets_at_most() -> None:
+    config = config_of(buckets=65536)
+    tensors = {**sparse([0, 1, 1, 1, 1], 1, buckets=[65535]), "bias": np.zeros(65536, np.float32)}
+    check_repetition(config, tensors)
+    tensors["bias"] = np.zeros(65537, np.float32)
+    with pytest.raises(ModelError, match=r"'buckets': expected ids that fit into uint16, got a range of \[0, 65537\)"):
+        check_repetition(dataclasses.replace(config, buckets=65537), tensors)
+
+
+def test_check_repetition_accepts_the_largest_numbers_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("machxc.formats._BLOCK", 3)
+    config = config_of(buckets=7)
+    for place in range(7):
+        for value, finite in ((3.4e38, True), (-3.4e38, True), (np.inf, False), (-np.nan, False)):
+            tensors = tensors_of(config)
+            tensors["bias"][place] = value
+            if finite:
+                check_repetition(config, tensors)
+            else:
+                with pytest.raises(ModelError, match="'bias' has values"):
+                    check_repetition(config, tensors)
+
+
+def test_save_refuses_what_does_not_fit_together(tmp_path: Path) -> None:
+    data = tiny()
+    counts = data.label_counts
+    for replaced, message in (
+        ({"names": LabelNames.ids(4)}, r"as many label names as labels \(5\), got 4"),
+        ({"label_counts": counts[:4]}, "'counts' to be uint32"),
+        ({"label_counts": counts.astype(np.int64)}, "'counts' to be uint32"),
+        ({"n_samples": -1}, "number of samples"),
+        ({"assignment": np.full((2, 5), 3, np.uint32)}, r"'assignment': expected values in \[0, 3\)"),
+        ({"assignment": np.zeros((1, 5), np.uint32)}, r"'assignment' to be uint32 \[2, 5\]"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            save_model(tmp_path / "model", dataclasses.replace(data, **replaced))
+    assert os.listdir(tmp_path) == []
+
+
+def test_save_refuses_what_exists(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    save_model(path, tiny())
+    before = fingerprint(path)
+    with pytest.raises(OutputError, match="it exists already"):
+        save_model(path, tiny(seed=1))
+    assert fingerprint(path) == before
+    save_model(path, tiny(seed=1), overwrite=True)
+    assert_same_model(load_model(path), tiny(seed=1))
+
+
+def test_save_never_overwrites_what_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"it holds 'thesis.tex', which is no part of a model"):
+        check_destination(tmp_path / "home", overwrite=True)
+    with pytest.raises(OutputError, match=r"it holds 'thesis.tex', which is no part of a model"):
+        save_model(tmp_path / "home", tiny(), overwrite=True)
+    assert os.listdir(tmp_path / "home") == ["thesis.tex"]
+    (tmp_path / "empty").mkdir()
+    save_model(tmp_path / "empty", tiny(), overwrite=True)
+    load_model(tmp_path / "empty")
+
+
+def test_files_of_others_beside_the_model_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    save_model(path, tiny())
+    (path / "README.md").write_text("about this model")
+    (path / ".git").mkdir()
+    (path / f".config.json.machxc-{files._HOST}-1-{'0' * 16}").touch()
+    assert_same_model(load_model(path), tiny())
+
+
+def test_no_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"missing: expected a model folder, found none; check the path"):
+        load_model(tmp_path / "missing")
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="found none"):
+        load_model(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="empty: cannot read the model: No such file"):
+        load_model(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_reader_sees_the_old_model_or_the_new_while_another_saves(
+    tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    path, models = tmp_path / "model", [tiny(), tiny(seed=1, hidden=2)]
+    save_model(path, models[0])
+    stop, saved = threading.Event(), 0
+
+    def save_again_and_again() -> None:
+        nonlocal saved
+        while not stop.is_set():
+            save_model(path, models[saved % 2], overwrite=True)
+            saved += 1
+
+    saver = threading.Thread(target=save_again_and_again)
+    saver.start()
+    try:
+        seen: set[int] = set()
+        deadline = time.monotonic() + 20
+        while (len(seen) < 2 or saved < 20) and time.monotonic() < deadline:
+            loaded = load_model(path, verify=False)
+            assert_same_model(loaded, models[loaded.config.seed])
+            seen.add(loaded.config.seed)
+    finally:
+        stop.set()
+        saver.join()
+    assert seen == {0, 1}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_folder_that_is_always_replaced_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "model", tiny())
+    identities = iter(range(100))
+    monkeypatch.setattr("machxc.folder._identity", lambda folder: next(identities))
+    with pytest.raises(ModelError, match="was replaced 10 times while it was being read"):
+        load_model(tmp_path / "model")
+
+
+def run(code: str, *arguments: object) -> dict[str, Any]:
+    """Run ``code`` in a fresh interpreter; what it prints as JSON."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    output: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return output
+
+
+def test_loading_runs_no_code_and_writes_nothing(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", tiny(partition=True))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("[")
+    before = [os.stat(path) for path in (tmp_path, tmp_path / "model", *sorted((tmp_path / "model").iterdir()))]
+    events = run(
+        """
+        import json, os, sys
+        from machxc.errors import ModelError
+        from machxc.folder import load_model
+        load_model(sys.argv[1])  # whatever is imported on first use is imported now
+        events, on = [], True
+        def hook(name, arguments):
+            if on and (name != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)):
+                events.append(name)
+        sys.addaudithook(hook)
+        load_model(sys.argv[1])
+        try:
+            load_model(sys.argv[2])
+        except ModelError:
+            events.append("ModelError")
+        on = False
+        print(json.dumps({"events": events}))
+        """,
+        tmp_path / "model",
+        tmp_path / "broken",
+    )["events"]
+    harmless = {
+        "os.listdir",
+        "os.scandir",
+        "mmap.__new__",
+        "_thread.start_new_thread",
+        "sys._getframe",
+        "object.__getattr__",
+    }
+    assert set(events) - harmless == {"ModelError"}
+    after = [os.stat(path) for path in (tmp_path, tmp_path / "model", *sorted((tmp_path / "model").iterdir()))]
+    assert [(status.st_mtime_ns, status.st_size) for status in after] == [
+        (status.st_mtime_ns, status.st_size) for status in before
+    ]
+
+
+def test_loading_imports_nothing_heavy() -> None:
+    code = "import json, sys, machxc.folder; print(json.dumps({'modules': list(sys.modules)}))"
+    assert not {"numba", "sklearn", "scipy", "torch", "ray", "pickle5"} & set(run(code)["modules"])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads peak memory from /proc")
+def test_loading_is_quick_and_takes_little_memory(tmp_path: Path) -> None:
+    config = config_of(n_labels=235_000, feature_bits=16, buckets=500, repetitions=2)
+    names = LabelNames.strings([f"{i * 7919 % 1_000_003} name {i}" for i in range(235_000)])
+    tensors = tensors_of(config, rows=30_000)
+    save_model(tmp_path / "model", ModelData(config, names, np.ones(235_000, np.uint32), 1, {0: tensors, 1: tensors}))
+    size = sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
+    assert size > 60e6
+    measured = run(
+        """
+        import json, sys, time
+        from machxc.folder import load_model
+        def peak():
+            return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        before, start = peak(), time.perf_counter()
+        model = load_model(sys.argv[1])
+        print(json.dumps({"seconds": time.perf_counter() - start, "bytes": peak() - before}))
+        """,
+        tmp_path / "model",
+    )
+    assert measured["seconds"] < 1.0
+    assert measured["bytes"] < 1.2 * size + 32e6  # the promise is twice the size and 64 MB
