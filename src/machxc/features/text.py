@@ -1,0 +1,100 @@
+"""Text to token hashes: word and character n-grams, hashed to 32 bits and counted. No vocabulary, nothing fitted.
+
+What a word is: features/unicode.py. The hash: features/kernels.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from machxc.config import TextConfig
+from machxc.errors import DataError
+from machxc.features.kernels import count_tokens
+from machxc.features.unicode import BOUNDARY, code_points
+from machxc.samples import Features, Float32, Int64, UInt32
+
+N_TOKENS = 2**32
+
+# Characters normalised and counted at a time: what bounds memory, and stays in a core's cache.
+_BLOCK = 1 << 17
+_CHOOSE_FROM = 10_000
+_FEW_WORDS = 3.0
+
+MANY_TEXTS = 50_000  # from so many on word bigrams help; below, they repeat too seldom (docs/algorithm.md)
+
+_Rows = tuple[Int64, UInt32, Float32]
+
+
+def token_features(texts: Sequence[str], config: TextConfig) -> Features:
+    """Count the n-grams that ``config`` takes of each text: one row a text, D = 2**32.
+
+    indices are token hashes (uint32, strictly increasing in a row), values are counts (float32). A text without words
+    is an empty row. Deterministic, and safe to call from many threads. DataError when an item is not a str.
+    """
+    texts = _checked(texts)
+    blocks = [_block(block, config) for block in _blocks(texts)]
+    if len(blocks) == 1:
+        return Features(*blocks[0], N_TOKENS)
+    return Features(*_concatenated(blocks), N_TOKENS)
+
+
+def choose_text_config(texts: Sequence[str]) -> tuple[TextConfig, str]:
+    """The n-grams to take of texts like these, and why, in one sentence.
+
+    Names and other texts of few words are told apart by their letters: words and character 2- to 4-grams. Longer
+    texts: words, and from `MANY_TEXTS` texts on word bigrams. A letter of a script without spaces counts as a word.
+    DataError as token_features.
+    """
+    texts = _checked(texts)
+    many = len(texts) >= MANY_TEXTS
+    texts = texts[:: max(1, len(texts) // _CHOOSE_FROM)]
+    counted = token_features(texts, TextConfig(words=1))
+    with_words = int(np.count_nonzero(np.diff(counted.indptr)))
+    if not with_words:
+        return TextConfig(words=1), "words, as no text has a word to judge by"
+    mean = float(counted.values.sum(dtype=np.float64)) / with_words
+    if mean < _FEW_WORDS:
+        config = TextConfig(words=1, chars_min=2, chars_max=4)
+        few = f"a text has {mean:.2f} words on average, fewer than {_FEW_WORDS:g}"
+        return config, f"words and character 2- to 4-grams, as {few}"
+    mean_words = f"a text has {mean:.2f} words on average"
+    if many:
+        return TextConfig(words=2), f"word uni- and bigrams, as {mean_words}"
+    return TextConfig(words=1), f"words, as {mean_words} and bigrams repeat seldom in fewer than {MANY_TEXTS:,} texts"
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str | bytes):
+        raise DataError(f"expected a sequence of texts, got one {type(texts).__name__}; put it in a list")
+    checked = list(texts)
+    for i, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise DataError(
+                f"text {i} is not a str but {type(text).__name__}: {text!r:.60}; "
+                "convert numbers to str, and fill or drop missing values"
+            )
+    return checked
+
+
+def _blocks(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in blocks of about _BLOCK characters, at least one block and one text a block."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    block_of = (np.cumsum(lengths + 1) - lengths - 1) // _BLOCK
+    starts = [0, *(np.flatnonzero(np.diff(block_of)) + 1).tolist(), len(texts)]
+    for start, stop in itertools.pairwise(starts):
+        yield texts[start:stop]
+
+
+def _block(texts: list[str], config: TextConfig) -> _Rows:
+    points, classes = code_points(texts)
+    ends = np.flatnonzero(points == ord(BOUNDARY))
+    return count_tokens(points, classes, ends, config.words, config.chars_min, config.chars_max)
+
+
+def _concatenated(blocks: list[_Rows]) -> _Rows:
+    lengths = np.concatenate([np.diff(indptr) for indptr, _, _ in blocks])
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return indptr, np.concatenate([block[1] for block in blocks]), np.concatenate([block[2] for block in blocks])
