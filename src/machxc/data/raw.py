@@ -1,0 +1,111 @@
+"""What every format's reader makes of its file: raw batches, a few thousand samples at a time, with their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from machxc.config import TextConfig
+from machxc.errors import DataError
+from machxc.samples import Features, Float32, Int64, UInt32
+
+BATCH = 8192  # samples of a batch of texts at most
+BATCH_CHARACTERS = 1 << 23  # a batch of texts ends when it has so many
+
+
+@dataclass(frozen=True)
+class RawLabels:
+    """Label sets as the file has them: ``indptr`` int64 [n + 1] and, flat, integers (int64) or strings.
+
+    ``typed``: False where the format does not tell integers from strings (the cells of a table), and the labels are
+    integers if all of them look so.
+    """
+
+    indptr: Int64
+    values: Int64 | list[str]
+    typed: bool = True
+
+    def row(self, place: int) -> int:
+        """The sample that the label at ``place`` in ``values`` belongs to."""
+        return int(np.searchsorted(self.indptr, place, side="right")) - 1
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Some samples in the order of the file; one of ``texts`` and ``features`` is there.
+
+    ``lines``: where each begins, from 1, int64 [n]. ``n_labels``: K where the file's header says it (then
+    ``features.n_features`` is the header's D too). ``text``: how the features were made from texts, where they were.
+    """
+
+    path: str
+    lines: Int64
+    labels: RawLabels
+    texts: list[str] | None = None
+    features: Features | None = None
+    weights: Float32 | None = None
+    n_labels: int | None = None
+    text: TextConfig | None = None
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def error(self, message: str, row: int) -> DataError:
+        """A DataError about sample ``row`` of this batch."""
+        return DataError(message, path=self.path, line=int(self.lines[row]))
+
+
+def offsets(lengths: Sequence[int] | Int64) -> Int64:
+    """Offsets int64 [n + 1] of rows of these lengths."""
+    indptr = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.asarray(lengths, np.int64), out=indptr[1:])
+    return indptr
+
+
+def kept_offsets(indptr: Int64, kept: Any) -> Int64:
+    """The offsets of rows of which only the elements ``kept`` (bool [nnz]) stay."""
+    return offsets(kept)[indptr]
+
+
+def is_rising(indptr: Int64, values: Int64 | UInt32) -> bool:
+    """Whether the values of each row are strictly increasing."""
+    if len(values) < 2:
+        return True
+    rising = values[1:] > values[:-1]
+    starts = indptr[1:-1]
+    rising[starts[(starts > 0) & (starts < len(values))] - 1] = True
+    return bool(rising.all())
+
+
+def tidy_labels(indptr: Int64, values: Int64) -> tuple[Int64, Int64]:
+    """Label sets with their values sorted and each of them once."""
+    if is_rising(indptr, values):
+        return indptr, values
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order = np.lexsort((values, rows))
+    rows, values = rows[order], values[order]
+    first = np.ones(len(values), bool)
+    first[1:] = (values[1:] != values[:-1]) | (rows[1:] != rows[:-1])
+    return kept_offsets(indptr, first), values[first]
+
+
+def tidy_features(features: Features) -> Features:
+    """Rows with ids sorted, values of the same id summed, and zeros left out: a value of 0 is the same as none."""
+    indptr, ids, values = features.indptr, features.indices, features.values
+    if not is_rising(indptr, ids):
+        rows = np.repeat(np.arange(len(indptr) - 1, dtype=np.uint64), np.diff(indptr))
+        keys = (rows << np.uint64(32)) | ids
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        first = np.ones(len(keys), bool)
+        first[1:] = keys[1:] != keys[:-1]
+        with np.errstate(over="ignore"):  # the caller checks that values are finite
+            values = np.add.reduceat(values[order].astype(np.float64), np.flatnonzero(first)).astype(np.float32)
+        indptr, ids = kept_offsets(indptr, first), ids[order][first]
+    if not values.all():
+        kept = values != 0
+        indptr, ids, values = kept_offsets(indptr, kept), ids[kept], values[kept]
+    return Features(indptr, ids, values, features.n_features)

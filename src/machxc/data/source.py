@@ -1,0 +1,229 @@
+"""The bytes of a file of samples: from a path or standard input, decompressed, hashed on the way, cut at line ends."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import io
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import zstandard
+
+from machxc.data.options import Progress, SourceFacts
+from machxc.errors import DataError
+
+BLOCK = 1 << 22  # bytes of text that are parsed at a time
+MAX_LINE = 1 << 28  # a longer line is a file that is not what it says it is
+_ZSTD_INPUT = 1 << 13  # compressed bytes at a time: bounds what one step can blow up to
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+
+
+class Source:
+    """A file to be read once, from begin to end. Use it as a context manager.
+
+    ``path``: "-" is standard input. ``progress`` is called with the bytes read and the file's size. DataError when the
+    file cannot be opened, is empty, or is damaged gzip or zstd data.
+    """
+
+    def __init__(self, path: Path | str, progress: Progress | None = None) -> None:
+        self.path = str(path)
+        self.name = "standard input" if self.path == "-" else self.path
+        self._raw = _HashedFile(_open(self.path, self.name), self.name, progress)
+        self._buffer = io.BufferedReader(self._raw, 1 << 20)
+        try:
+            self._compression = self._find_compression()
+            self._blocks = self._decompressed()
+            self._head = next(self._blocks, b"")
+            if not self._head:
+                raise self.error("is empty; expected samples")
+        except BaseException:
+            self._buffer.close()
+            raise
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._buffer.close()
+
+    @property
+    def head(self) -> bytes:
+        """The first decompressed bytes (up to a block of them), which stay to be read."""
+        return self._head
+
+    @property
+    def is_plain_file(self) -> bool:
+        """Whether the path leads to the very bytes that `blocks` yields."""
+        return self._compression is None and self.path != "-" and os.path.isfile(self.path)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The decompressed bytes, in blocks."""
+        yield self._head
+        yield from self._blocks
+
+    def facts(self, format: str) -> SourceFacts:
+        """Name, size and digest; the file must have been read to its end."""
+        name = "-" if self.path == "-" else Path(self.path).name
+        return SourceFacts(name, format, self._raw.done, self._raw.digest.hexdigest())
+
+    def error(self, message: str, line: int | None = None) -> DataError:
+        """A DataError about this file."""
+        return DataError(message, path=self.name, line=line)
+
+    def _find_compression(self) -> str | None:
+        first = self._buffer.peek(4)
+        found = next((name for magic, name in _MAGIC.items() if first.startswith(magic)), None)
+        told = _SUFFIXES.get(Path(self.path).suffix.lower())
+        if first and told and found != told:
+            raise self.error(f"is not {told} data although its name says so; rename or compress it")
+        return found
+
+    def _decompressed(self) -> Iterator[bytes]:
+        if self._compression == "gzip":
+            return self._checked(_gzip_blocks(self._buffer))
+        if self._compression == "zstd":
+            return self._checked(_zstd_blocks(self._buffer))
+        return _plain_blocks(self._buffer.read)
+
+    def _checked(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from blocks
+        except EOFError:
+            raise self.error(f"ends in the middle of its {self._compression} data; copy or compress it again") from None
+        except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+            raise self.error(f"is damaged {self._compression} data ({error}); copy or compress it again") from None
+
+
+def line_blocks(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Blocks of whole lines, each with the number of its first line (from 1); a byte order mark is left out."""
+    if source.head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise source.error("is UTF-16 text; expected UTF-8: convert it, for example with iconv", 1)
+    line, rest, held = 1, [source.head[:0]], 0
+    for i, given in enumerate(source.blocks()):
+        block = given.removeprefix(codecs.BOM_UTF8) if i == 0 else given
+        cut = block.rfind(b"\n") + 1
+        if cut:
+            whole = b"".join([*rest, block[:cut]])
+            yield line, whole
+            line += whole.count(b"\n")
+            rest, held = [], 0
+        rest.append(block[cut:])
+        held += len(block) - cut
+        if held > MAX_LINE:
+            raise source.error(f"the line is longer than {MAX_LINE >> 20} MB; expected one sample a line", line)
+    if last := b"".join(rest):
+        yield line, last
+
+
+def text_blocks(source: Source, encoding: str) -> Iterator[tuple[int, str]]:
+    """As `line_blocks`, decoded; DataError with the line that is not valid in the encoding."""
+    for line, block in line_blocks(source):
+        try:
+            yield line, block.decode(encoding)
+        except UnicodeDecodeError as error:
+            bad = block[error.start : error.start + 1]
+            raise source.error(
+                f"expected {encoding} text, got the byte 0x{bad.hex()}; convert the file, or give its encoding",
+                line + block.count(b"\n", 0, error.start),
+            ) from None
+
+
+def read_lines(path: Path | str) -> list[str]:
+    """The lines of a UTF-8 text file (.gz and .zst too), without their ends. DataError as for any source."""
+    with Source(path) as source:
+        text = "".join(block for _, block in text_blocks(source, "utf-8"))
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+
+
+class _HashedFile(io.RawIOBase):
+    """A raw file that remembers how much was read of it, and the digest of that."""
+
+    def __init__(self, file: IO[bytes], name: str, progress: Progress | None) -> None:
+        self.done = 0
+        self.digest = hashlib.sha256()
+        self._file, self._name, self._progress = file, name, progress
+        self._total = _size(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror or error}", path=self._name) from None
+        buffer[: len(data)] = data
+        self.digest.update(data)
+        self.done += len(data)
+        if self._progress is not None:
+            self._progress(self.done, self._total)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed and self._name != "standard input":
+            self._file.close()
+        super().close()
+
+
+def _open(path: str, name: str) -> IO[bytes]:
+    if path == "-":
+        return sys.stdin.buffer
+    try:
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError:
+        raise DataError("no such file; check the path", path=name) from None
+    except IsADirectoryError:
+        raise DataError("is a folder, but not a converted store; expected a file of samples", path=name) from None
+    except OSError as error:
+        raise DataError(f"cannot be opened: {error.strerror or error}", path=name) from None
+
+
+def _size(file: IO[bytes]) -> int | None:
+    try:
+        status = os.fstat(file.fileno())
+    except (OSError, ValueError):  # no file behind it, as in tests
+        return None
+    return status.st_size or None
+
+
+def _plain_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while block := read(BLOCK):
+        yield block
+
+
+def _gzip_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file) as unzipped:
+        yield from _plain_blocks(unzipped.read)
+
+
+def _zstd_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Frame by frame: the library's own stream reader takes a truncated file for a complete one."""
+    decompressor = zstandard.ZstdDecompressor()
+    frame = decompressor.decompressobj()
+    begun, parts, size = False, list[bytes](), 0
+    while data := file.read(_ZSTD_INPUT):
+        while data:
+            part = frame.decompress(data)
+            data, begun = (frame.unused_data, False) if frame.eof else (b"", True)
+            if frame.eof:
+                frame = decompressor.decompressobj()
+            parts.append(part)
+            size += len(part)
+        if size >= BLOCK:
+            yield b"".join(parts)
+            parts, size = [], 0
+    if begun:
+        raise EOFError
+    if size:
+        yield b"".join(parts)
