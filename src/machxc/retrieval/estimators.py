@@ -1,0 +1,104 @@
+"""How the R bucket scores of a label become its score: six estimators.
+
+An estimator is three things: what each bucket contributes (from its logit, and the loss that the repetitions were
+trained with), how the R contributions of a label are merged, and how the merged value becomes the score a user sees
+(monotone: it changes no ranking). P_r is the probability that repetition r gives to the label's bucket, by a softmax
+over the buckets or by a sigmoid.
+
+    mean              mean of P_r
+    unbiased          B / (B - 1) * (mean of P_r - 1 / B): the label's probability when labels exclude each other, as
+                      another falls into its bucket with probability 1 / B (Huang et al. 2018, theorem 1); can be
+                      below 0
+    log-probability   geometric mean of P_r: a product of experts
+    logit             sigmoid of the mean of log(P_r / (1 - P_r))
+    min               least P_r, as in a count-min sketch
+    median            median of P_r
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from machxc.config import ESTIMATORS, LOSSES
+from machxc.errors import SettingError
+from machxc.samples import Float32
+
+SUM, MIN, MEDIAN = 0, 1, 2  # how the R contributions of a label become one
+
+_TINY = np.float32(np.finfo(np.float32).tiny)
+
+
+def check_names(loss: str, estimator: str) -> None:
+    """SettingError when there is no such loss or estimator."""
+    if loss not in LOSSES:
+        raise SettingError(f"The 'loss' parameter of top_k must be one of {LOSSES}. Got {loss!r} instead.")
+    if estimator not in ESTIMATORS:
+        raise SettingError(
+            f"The 'estimator' parameter of top_k must be one of {ESTIMATORS}. Got {estimator!r} instead."
+        )
+
+
+def contributions(logits: Float32, loss: str, estimator: str) -> Float32:
+    """What each bucket contributes to its labels: float32, a new array of the shape of ``logits`` [..., B]."""
+    if estimator == "log-probability":
+        return _log_softmax(logits) if loss == "softmax" else _log_sigmoid(logits)
+    if estimator == "logit":
+        return _softmax_logit(logits) if loss == "softmax" else np.array(logits, np.float32)
+    return _softmax(logits) if loss == "softmax" else _sigmoid(logits)
+
+
+def merge_of(estimator: str) -> int:
+    """How the contributions of a label are merged: SUM, MIN or MEDIAN."""
+    return {"min": MIN, "median": MEDIAN}.get(estimator, SUM)
+
+
+def finish(merged: Float32, estimator: str, n_repetitions: int, n_buckets: int) -> Float32:
+    """The scores, float32, of merged contributions; -inf stays -inf."""
+    if estimator in ("min", "median"):
+        return merged
+    mean = merged / np.float32(n_repetitions)
+    if estimator == "log-probability":
+        scores: Float32 = np.exp(mean)
+    elif estimator == "logit":
+        scores = _sigmoid(mean)
+    elif estimator == "unbiased" and n_buckets > 1:  # one bucket tells nothing: its probability is all there is
+        scores = (mean - np.float32(1 / n_buckets)) * np.float32(n_buckets / (n_buckets - 1))
+    else:
+        scores = mean
+    scores[merged == -np.inf] = -np.inf
+    return scores
+
+
+def _softmax(logits: Float32) -> Float32:
+    exp: Float32 = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    exp /= exp.sum(axis=-1, keepdims=True)
+    return exp
+
+
+def _log_softmax(logits: Float32) -> Float32:
+    shifted: Float32 = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def _softmax_logit(logits: Float32) -> Float32:
+    """log(P / (1 - P)), where 1 - P is the sum of the other buckets: for the best one it is summed without it."""
+    shifted: Float32 = logits - logits.max(axis=-1, keepdims=True)
+    exp = np.exp(shifted)
+    best = shifted.argmax(axis=-1)[..., None]
+    others = exp.sum(axis=-1, keepdims=True) - exp
+    np.put_along_axis(exp, best, np.float32(0), axis=-1)
+    np.put_along_axis(others, best, exp.sum(axis=-1, keepdims=True), axis=-1)
+    shifted -= np.log(np.maximum(others, _TINY))
+    return shifted
+
+
+def _sigmoid(logits: Float32) -> Float32:
+    exp: Float32 = np.exp(-np.abs(logits))
+    above: Float32 = np.where(logits >= 0, np.float32(1), exp)
+    return above / (exp + np.float32(1))
+
+
+def _log_sigmoid(logits: Float32) -> Float32:
+    softplus: Float32 = np.log1p(np.exp(-np.abs(logits)))
+    return np.minimum(logits, np.float32(0)) - softplus

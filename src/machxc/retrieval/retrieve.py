@@ -1,0 +1,269 @@
+"""top_k: checks what it is given, and shares the queries out to the kernels.
+
+Two ways give the same bytes: the scan scores all K labels, the search only members of the best buckets. Which is
+faster depends on the sketch: the search opens few buckets when some of them stand out, and all of them when none does.
+So it is given a limit, after which the scan takes over.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from machxc.errors import DataError, SettingError
+from machxc.partition import HashPartition, Partition, TablePartition
+from machxc.retrieval.estimators import MEDIAN, check_names, contributions, finish, merge_of
+from machxc.samples import Array, Float32, Int64, UInt32
+
+if TYPE_CHECKING:
+    from machxc.retrieval.scoring import Lookup
+
+METHODS = ("auto", "scan", "search")
+
+_LARGEST_LOGIT = 1e30  # R <= 4096 of them add up without overflow
+_BLOCK_FLOATS = 1 << 24  # bucket values prepared at a time: 64 MB, and once more for the scan
+_BLOCK_QUERIES = 128
+_MOST_LANES = 32  # queries that the scan scores side by side
+_LANES = 8  # at a time: whole vectors; three queries take longer one by one
+_CACHE_FLOATS = 1 << 21  # beyond so many bucket values, side by side they would be fetched from memory again and again
+
+
+def top_k(
+    logits: Float32,
+    partition: Partition,
+    k: int,
+    *,
+    loss: str,
+    estimator: str,
+    seen: Array | None = None,
+    candidates: Array | None = None,
+    method: str = "auto",
+    jobs: int = 1,
+) -> tuple[Int64, Float32]:
+    """The k best labels of n queries: ids int64 [n, k] and scores float32 [n, k], best first.
+
+    ``logits`` float32 [n, R, B]: the sketches, as repetitions of this ``loss`` ("softmax" or "bce") give them;
+    ``estimator``: see `machxc.retrieval.estimators`. Of equal scores the smaller id comes first; where there are fewer
+    than k labels to return, id -1 and score -inf. The result is exact, and the same to the last bit for every
+    ``method`` ("scan", "search", or "auto", the one that looks faster), every number of ``jobs`` (threads), and however
+    queries are batched.
+
+    ``seen``: labels that may be returned (those that training saw): bool [K], or packed into uint8 [ceil(K / 8)], the
+    least significant bit first. ``candidates``: the only ids to return, in any order; they are scanned.
+
+    SettingError: a parameter out of its bounds; DataError: logits, seen or candidates do not fit the partition, or
+    logits are not finite.
+    """
+    check_names(loss, estimator)
+    _check_settings(k, method, jobs)
+    _check_logits(logits, partition)
+    bitmap = _bitmap(seen, partition.n_labels)
+    chosen = None if candidates is None else _candidates(candidates, bitmap, partition.n_labels)
+    available = partition.n_labels if chosen is None else len(chosen)
+    ids, scores = np.full((len(logits), k), -1, np.int64), np.full((len(logits), k), -np.inf, np.float32)
+    if available:
+        task = _Task(partition, min(k, available), loss, estimator, bitmap, chosen, method, len(logits))
+        blocks = _blocks(len(logits), partition, jobs)
+
+        def fill(rows: slice) -> None:
+            task.fill(logits[rows], ids[rows], scores[rows])
+
+        if jobs == 1 or len(blocks) == 1:
+            for rows in blocks:
+                fill(rows)
+        else:
+            with ThreadPoolExecutor(jobs) as threads:
+                list(threads.map(fill, blocks))
+    return ids, scores
+
+
+class _Task:
+    """What is the same for all queries of a call; `fill` answers a block of them, on any thread."""
+
+    def __init__(
+        self,
+        partition: Partition,
+        k: int,
+        loss: str,
+        estimator: str,
+        seen: Array,
+        candidates: UInt32 | None,
+        method: str,
+        n_queries: int,
+    ) -> None:
+        self.k = k
+        self.loss, self.estimator, self.merge = loss, estimator, merge_of(estimator)
+        self.candidates = _frozen(np.empty(0, np.uint32) if candidates is None else candidates)
+        self.seen = _frozen(seen)
+        self.lanes = _lanes(partition, self.merge, n_queries)
+        self.limit = 0 if candidates is not None else _search_limit(partition, k, method, self.lanes)
+        self.patient = method == "search"
+        self.lookup = lookup_of(partition, inverted=self.limit > 0)
+
+    def fill(self, logits: Float32, ids: Int64, scores: Float32) -> None:
+        """Write the answers of a block of queries into ids and scores [n, >= k]."""
+        n, n_repetitions, n_buckets = logits.shape
+        values = contributions(_finite(np.ascontiguousarray(logits)), self.loss, self.estimator)
+        best_scores, best_labels = self._empty(n)
+        open_rows = self._search(values, best_scores, best_labels) if self.limit else np.arange(n)
+        if len(open_rows) == n:
+            self._scan(values, best_scores, best_labels)
+        elif len(open_rows):
+            found = self._empty(len(open_rows))
+            self._scan(values[open_rows], *found)
+            best_scores[open_rows], best_labels[open_rows] = found
+        scores[:, : self.k] = finish(best_scores, self.estimator, n_repetitions, n_buckets)
+        ids[:, : self.k] = np.where(best_scores == -np.inf, -1, best_labels)
+
+    def _empty(self, n: int) -> tuple[Float32, Int64]:
+        from machxc.retrieval.heap import NO_LABEL
+
+        return np.full((n, self.k), -np.inf, np.float32), np.full((n, self.k), NO_LABEL, np.int64)
+
+    def _search(self, values: Float32, best_scores: Float32, best_labels: Int64) -> Int64:
+        """The rows that the search did not prove. When most are like that, the blocks to come are not searched."""
+        from machxc.retrieval.search import search
+
+        proven = np.zeros(len(values), np.bool_)
+        search(values[..., None], self.lookup, self.seen, self.merge, self.limit, best_scores, best_labels, proven)
+        if not self.patient and 2 * proven.sum() < len(proven):
+            self.limit = 0
+        return np.flatnonzero(~proven)
+
+    def _scan(self, values: Float32, best_scores: Float32, best_labels: Int64) -> None:
+        from machxc.retrieval.scan import scan
+
+        lanes = self.lanes if len(values) > 2 else 1
+        for start in range(0, len(values), lanes):
+            rows = slice(start, start + lanes)
+            aside = _side_by_side(values[rows])
+            scores, labels = self._empty(aside.shape[-1])
+            scan(aside, self.lookup, self.candidates, self.seen, self.merge, scores, labels)
+            n = len(values[rows])
+            best_scores[rows], best_labels[rows] = scores[:n], labels[:n]
+
+
+def lookup_of(partition: Partition, *, inverted: bool) -> Lookup:
+    """The partition as the kernels read it; for a TablePartition, its inverted index only if asked for."""
+    from machxc.retrieval.scoring import Lookup
+
+    size = (partition.n_labels, partition.n_buckets)
+    table, index = np.empty((0, 0), np.uint32), np.empty((0, 0), np.int64)
+    if isinstance(partition, HashPartition):
+        numbers = (_frozen(partition.forward), _frozen(partition.inverse))
+        return Lookup(*size, partition.bits, *numbers, _frozen(table), _frozen(table), _frozen(index))
+    if not isinstance(partition, TablePartition):
+        raise SettingError(f"expected a HashPartition or a TablePartition, got a {type(partition).__name__}")
+    members, starts = partition.inverted if inverted else (table, index)
+    none = np.empty((partition.n_repetitions, 6), np.uint64)
+    arrays = (none, none, partition.assignment, members, starts)
+    return Lookup(*size, 1, *(_frozen(array) for array in arrays))
+
+
+def _frozen(array: Array) -> Any:
+    """A read-only view: the kernels are compiled once, for memory-mapped arrays and others alike."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def _side_by_side(values: Float32) -> Float32:
+    """Values [n, R, B] as [R, B, lanes]: whole vectors of queries for each bucket; the rest is NaN, and never wins."""
+    n, n_repetitions, n_buckets = values.shape
+    if n == 1:
+        return values.reshape(n_repetitions, n_buckets, 1)
+    lanes = _whole_vectors(n)
+    aside = np.empty((n_repetitions, n_buckets, lanes), np.float32)
+    aside[..., :n] = values.transpose(1, 2, 0)
+    aside[..., n:] = np.nan
+    return aside
+
+
+def _blocks(n: int, partition: Partition, jobs: int) -> list[slice]:
+    fit = _BLOCK_FLOATS // (partition.n_repetitions * partition.n_buckets)
+    size = max(1, min(_BLOCK_QUERIES, fit, -(-n // jobs)))
+    size = size // _MOST_LANES * _MOST_LANES or size
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _lanes(partition: Partition, merge: int, n_queries: int) -> int:
+    """How many queries the scan should score side by side (medians are vectors of labels instead)."""
+    if n_queries <= 2 or merge == MEDIAN:
+        return 1
+    fit = _CACHE_FLOATS // (partition.n_repetitions * partition.n_buckets)
+    return max(1, min(fit, _MOST_LANES, _whole_vectors(n_queries)) // _LANES * _LANES)
+
+
+def _whole_vectors(n_queries: int) -> int:
+    return -(-n_queries // _LANES) * _LANES
+
+
+def _search_limit(partition: Partition, k: int, method: str, lanes: int) -> int:
+    """How many members of buckets a search may open for a query; 0: do not search.
+
+    Measured (benchmarks/retrieval.py): a member takes about as long as a label in the scan of one query, and up to 8
+    times as long as one in a scan of 32 queries side by side. A search that will fail can tell at a quarter of it.
+    """
+    n_labels, n_repetitions, n_buckets = partition.n_labels, partition.n_repetitions, partition.n_buckets
+    if method == "search":
+        return n_labels * n_repetitions
+    limit = int(n_labels * min(3 / 4, 4 / lanes))
+    first = n_repetitions * n_labels // n_buckets  # members of the best bucket of each repetition
+    worth = method == "auto" and n_labels >= 4 * n_buckets and max(4 * first, 16 * k) <= limit
+    return limit if worth else 0
+
+
+def _check_settings(k: int, method: str, jobs: int) -> None:
+    for name, value in (("k", k), ("jobs", jobs)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise SettingError(f"The '{name}' parameter of top_k must be an int in [1, inf). Got {value!r} instead.")
+    if method not in METHODS:
+        raise SettingError(f"The 'method' parameter of top_k must be one of {METHODS}. Got {method!r} instead.")
+
+
+def _check_logits(logits: Array, partition: Partition) -> None:
+    expected = (partition.n_repetitions, partition.n_buckets)
+    if np.ndim(logits) != 3 or logits.shape[1:] != expected or logits.dtype != np.float32:
+        raise DataError(
+            f"expected logits float32 [queries, {expected[0]}, {expected[1]}] (repetitions, buckets), "
+            f"got {getattr(logits, 'dtype', type(logits).__name__)} {list(np.shape(logits))}"
+        )
+
+
+def _finite(logits: Float32) -> Float32:
+    size = np.abs(logits).max(axis=(1, 2))
+    if not (size <= _LARGEST_LOGIT).all():
+        row = np.flatnonzero(~(size <= _LARGEST_LOGIT))[0]
+        raise DataError(f"the sketch of a query has a logit that is not finite, or too large: {size[row]}")
+    return logits
+
+
+def _bitmap(seen: Array | None, n_labels: int) -> Array:
+    if seen is None:
+        return np.empty(0, np.uint8)
+    seen = np.asarray(seen)
+    if seen.dtype == np.bool_ and seen.shape == (n_labels,):
+        return np.packbits(seen, bitorder="little")
+    if seen.dtype == np.uint8 and seen.shape == (-(-n_labels // 8),):
+        return seen
+    raise DataError(
+        f"expected seen labels as bool [{n_labels}] or packed into uint8 [{-(-n_labels // 8)}], "
+        f"got {seen.dtype} {list(seen.shape)}"
+    )
+
+
+def _candidates(candidates: Array, bitmap: Array, n_labels: int) -> UInt32:
+    """The distinct candidates that were seen, increasing: uint32."""
+    given = np.asarray(candidates)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise DataError(f"expected candidates as a list of label ids, got {given.dtype} {list(given.shape)}")
+    ids = np.unique(given)
+    if len(ids) and (int(ids[0]) < 0 or int(ids[-1]) >= n_labels):
+        wrong = ids[0] if int(ids[0]) < 0 else ids[-1]
+        raise DataError(f"candidate label id {wrong} is out of range: expected ids in [0, {n_labels})")
+    ids = ids.astype(np.uint32)
+    if len(bitmap):
+        ids = ids[(bitmap[ids >> 3] >> (ids & 7)) & 1 == 1]
+    return ids
