@@ -20,6 +20,12 @@ def kernel(function: _F) -> _F:
     return cast(_F, numba.njit(nogil=True, cache=True)(function))
 
 
+def part(function: _F) -> _F:
+    """Compile a function that only kernels call: without the wrappers by which Python would, a fifth of the time."""
+    wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(_F, numba.njit(nogil=True, cache=True, **wrappers)(function))
+
+
 def fast_kernel(function: _F) -> _F:
     """Compile ``function``, allowing sums to be reordered and fused (no NaN or infinity reaches these kernels)."""
     return cast(_F, numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(function))

@@ -108,6 +108,13 @@ class Samples:
         return len(self.features)
 
 
+def frozen(array: Array) -> Any:
+    """A read-only view: so that one compiled kernel serves memory-mapped arrays, which are read-only, and others."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
 def _check_indptr(indptr: Int64, nnz: int, what: str) -> None:
     if len(indptr) < 1 or int(indptr[0]) != 0 or int(indptr[-1]) != nnz or (np.diff(indptr) < 0).any():
         raise DataError(f"the offsets of the {what} are broken: expected them to rise from 0 to {nnz}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from machxc.compiled import kernel
+from machxc.compiled import part
 from machxc.retrieval.scoring import Integer
 from machxc.samples import Float32, Int64
 
@@ -15,7 +15,7 @@ NO_LABEL = 2**32 - 1  # above any label id: with the score -inf, what the heap i
 ROOT = np.int64(0)  # not a literal: Numba would compile sift_down once more for it
 
 
-@kernel
+@part
 def sift_down(scores: Float32, labels: Int64, size: Integer, hole: Integer, score: float, label: Integer) -> None:
     """Put (score, label) into the hole of a heap of ``size`` entries, or below it, so that the worst come first."""
     while True:
@@ -34,14 +34,14 @@ def sift_down(scores: Float32, labels: Int64, size: Integer, hole: Integer, scor
     scores[hole], labels[hole] = score, label
 
 
-@kernel
+@part
 def offer(scores: Float32, labels: Int64, score: float, label: Integer) -> None:
     """Take a label into the heap, in the place of the worst, if it is better than that."""
     if score > scores[0] or (score == scores[0] and label < labels[0]):
         sift_down(scores, labels, len(scores), ROOT, score, label)
 
 
-@kernel
+@part
 def best_first(scores: Float32, labels: Int64) -> None:
     """Heapsort: from a heap to decreasing scores, equal ones by increasing label."""
     for last in range(len(scores) - 1, 0, -1):

@@ -8,14 +8,14 @@ So it is given a limit, after which the scan takes over.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.retrieval.estimators import MEDIAN, check_names, contributions, finish, merge_of
-from machxc.samples import Array, Float32, Int64, UInt32
+from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 if TYPE_CHECKING:
     from machxc.retrieval.scoring import Lookup
@@ -28,6 +28,7 @@ _BLOCK_QUERIES = 128
 _MOST_LANES = 32  # queries that the scan scores side by side
 _LANES = 8  # at a time: whole vectors; three queries take longer one by one
 _CACHE_FLOATS = 1 << 21  # beyond so many bucket values, side by side they would be fetched from memory again and again
+_FEWEST_TO_SEARCH = 20_000  # labels
 
 
 def top_k(
@@ -95,8 +96,8 @@ class _Task:
     ) -> None:
         self.k = k
         self.loss, self.estimator, self.merge = loss, estimator, merge_of(estimator)
-        self.candidates = _frozen(np.empty(0, np.uint32) if candidates is None else candidates)
-        self.seen = _frozen(seen)
+        self.candidates = frozen(np.empty(0, np.uint32) if candidates is None else candidates)
+        self.seen = frozen(seen)
         self.lanes = _lanes(partition, self.merge, n_queries)
         self.limit = 0 if candidates is not None else _search_limit(partition, k, method, self.lanes)
         self.patient = method == "search"
@@ -152,21 +153,14 @@ def lookup_of(partition: Partition, *, inverted: bool) -> Lookup:
     size = (partition.n_labels, partition.n_buckets)
     table, index = np.empty((0, 0), np.uint32), np.empty((0, 0), np.int64)
     if isinstance(partition, HashPartition):
-        numbers = (_frozen(partition.forward), _frozen(partition.inverse))
-        return Lookup(*size, partition.bits, *numbers, _frozen(table), _frozen(table), _frozen(index))
+        numbers = (frozen(partition.forward), frozen(partition.inverse))
+        return Lookup(*size, partition.bits, *numbers, frozen(table), frozen(table), frozen(index))
     if not isinstance(partition, TablePartition):
         raise SettingError(f"expected a HashPartition or a TablePartition, got a {type(partition).__name__}")
     members, starts = partition.inverted if inverted else (table, index)
     none = np.empty((partition.n_repetitions, 6), np.uint64)
     arrays = (none, none, partition.assignment, members, starts)
-    return Lookup(*size, 1, *(_frozen(array) for array in arrays))
-
-
-def _frozen(array: Array) -> Any:
-    """A read-only view: the kernels are compiled once, for memory-mapped arrays and others alike."""
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view
+    return Lookup(*size, 1, *(frozen(array) for array in arrays))
 
 
 def _side_by_side(values: Float32) -> Float32:
@@ -205,13 +199,15 @@ def _search_limit(partition: Partition, k: int, method: str, lanes: int) -> int:
 
     Measured (benchmarks/retrieval.py): a member takes about as long as a label in the scan of one query, and up to 8
     times as long as one in a scan of 32 queries side by side. A search that will fail can tell at a quarter of it.
+    Few labels are scanned in a fraction of a millisecond: not worth the seconds that the search's kernels compile.
     """
     n_labels, n_repetitions, n_buckets = partition.n_labels, partition.n_repetitions, partition.n_buckets
     if method == "search":
         return n_labels * n_repetitions
     limit = int(n_labels * min(3 / 4, 4 / lanes))
     first = n_repetitions * n_labels // n_buckets  # members of the best bucket of each repetition
-    worth = method == "auto" and n_labels >= 4 * n_buckets and max(4 * first, 16 * k) <= limit
+    many = n_labels >= max(_FEWEST_TO_SEARCH, 4 * n_buckets)
+    worth = method == "auto" and many and max(4 * first, 16 * k) <= limit
     return limit if worth else 0
 
 

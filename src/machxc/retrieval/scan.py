@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from machxc.compiled import kernel
+from machxc.compiled import kernel, part
 from machxc.retrieval.heap import best_first, offer
 from machxc.retrieval.scoring import Lookup, find_buckets, is_seen, score_block
 from machxc.samples import Array, Float32, Int64, UInt32
@@ -45,7 +45,7 @@ def scan(
         best_first(best_scores[q], best_labels[q])
 
 
-@kernel
+@part
 def _keep_best(scores: Float32, labels: UInt32, n: int, seen: Array, best_scores: Float32, best_labels: Int64) -> None:
     floor = best_scores[:, 0].copy()
     for j in range(n):

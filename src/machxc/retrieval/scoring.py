@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from machxc import partition
-from machxc.compiled import inline, kernel
+from machxc.compiled import inline, part
 from machxc.partition import UInt64
 from machxc.retrieval.estimators import MEDIAN, SUM
 from machxc.samples import Array, Float32, Int64, UInt32
@@ -38,7 +38,7 @@ class Lookup(NamedTuple):
     starts: Int64
 
 
-@kernel
+@part
 def find_buckets(lookup: Lookup, labels: UInt32, n: Integer, buckets: UInt32) -> None:
     """buckets[r, j] = the bucket of labels[j] in repetition r, for the first n labels."""
     if lookup.table.size:
@@ -53,7 +53,7 @@ def find_buckets(lookup: Lookup, labels: UInt32, n: Integer, buckets: UInt32) ->
             buckets[r, j] = (np.uint64(buckets[r, j]) * n_buckets) >> bits
 
 
-@kernel
+@part
 def find_members(lookup: Lookup, r: Integer, start: Integer, n: Integer, labels: UInt32) -> None:
     """The labels in places ``start`` to ``start + n`` of repetition r, where members of a bucket stand side by side.
 
@@ -68,7 +68,7 @@ def find_members(lookup: Lookup, r: Integer, start: Integer, n: Integer, labels:
     _permute_all(lookup.inverse[r], lookup.bits, labels, n, labels)
 
 
-@kernel
+@part
 def places(lookup: Lookup, r: Integer, bucket: Integer) -> tuple[Integer, Integer]:
     """Where the members of a bucket start and stop, for `find_members`."""
     if lookup.table.size:
@@ -76,14 +76,14 @@ def places(lookup: Lookup, r: Integer, bucket: Integer) -> tuple[Integer, Intege
     return _first_place(lookup, bucket), _first_place(lookup, bucket + 1)
 
 
-@kernel
+@part
 def _first_place(lookup: Lookup, bucket: Integer) -> Integer:
     """The smallest y with y * B >= bucket * 2**w; bucket <= B < 2**32 and w <= 32, so nothing overflows."""
     top, n_buckets = np.uint64(bucket) << np.uint64(lookup.bits), np.uint64(lookup.n_buckets)
     return np.int64(top // n_buckets) + np.int64(top % n_buckets != 0)
 
 
-@kernel
+@part
 def _permute_all(p: UInt64, bits: int, x: UInt32, n: Integer, out: UInt32) -> None:
     p0, p1, p2, p3, p4, p5 = p[0], p[1], p[2], p[3], p[4], p[5]
     shift, mask = np.uint64((bits + 1) // 2), np.uint64((1 << bits) - 1)
@@ -91,7 +91,7 @@ def _permute_all(p: UInt64, bits: int, x: UInt32, n: Integer, out: UInt32) -> No
         out[j] = _permute(np.uint64(x[j]), p0, p1, p2, p3, p4, p5, shift, mask)
 
 
-@kernel
+@part
 def score_block(values: Float32, buckets: UInt32, n: Integer, merge: int, scratch: Float32, scores: Float32) -> None:
     """scores[j, q] = the R values of label j for query q, merged.
 
@@ -106,7 +106,7 @@ def score_block(values: Float32, buckets: UInt32, n: Integer, merge: int, scratc
         _score_queries(values, buckets, n, merge, scores)
 
 
-@kernel
+@part
 def _score_one_query(values: Float32, buckets: UInt32, n: Integer, merge: int, scores: Float32) -> None:
     for r in range(values.shape[0]):
         row, bucket = values[r], buckets[r]
@@ -121,7 +121,7 @@ def _score_one_query(values: Float32, buckets: UInt32, n: Integer, merge: int, s
                 scores[j] = min(scores[j], row[bucket[j]])
 
 
-@kernel
+@part
 def _score_queries(values: Float32, buckets: UInt32, n: Integer, merge: int, scores: Float32) -> None:
     n_repetitions, _, n_queries = values.shape
     for r in range(n_repetitions):
@@ -138,7 +138,7 @@ def _score_queries(values: Float32, buckets: UInt32, n: Integer, merge: int, sco
                     scores[j, q] = min(scores[j, q], values[r, b, q])
 
 
-@kernel
+@part
 def _score_medians(values: Float32, buckets: UInt32, n: Integer, scratch: Float32, scores: Float32) -> None:
     n_repetitions, _, n_queries = values.shape
     for q in range(n_queries):
@@ -148,7 +148,7 @@ def _score_medians(values: Float32, buckets: UInt32, n: Integer, scratch: Float3
         _medians(scratch, n, scores[:, q])
 
 
-@kernel
+@part
 def _medians(x: Float32, n: Integer, out: Float32) -> None:
     """out[j] = the median of column j of x [R, >= n]: the middle value, or the mean of the two middle ones; reorders x.
 
@@ -167,7 +167,7 @@ def _medians(x: Float32, n: Integer, out: Float32) -> None:
         out[j] = np.float32(0.5) * (x[lowest, j] + x[middle, j]) if lowest < middle else x[middle, j]
 
 
-@kernel
+@part
 def merged(values: Float32, merge: int, scratch: Float32, out: Float32) -> None:
     """out[0] = R values, one a repetition, as `score_block` merges those of a label. ``scratch`` [R, >= 1]."""
     if merge == MEDIAN:

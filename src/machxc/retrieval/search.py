@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from machxc.compiled import kernel
+from machxc.compiled import kernel, part
 from machxc.retrieval.estimators import MIN, SUM
 from machxc.retrieval.heap import ROOT, best_first, offer, sift_down
 from machxc.retrieval.scoring import (
@@ -85,7 +85,7 @@ def search(
         best_first(best_scores[i], best_labels[i])
 
 
-@kernel
+@part
 def _search_one(query: _Query, rest: _Rest, lookup: Lookup, seen: Array, merge: int, limit: int) -> bool:
     first = _open_first(query, rest, lookup, seen, merge)  # gives a first k-th best score
     level, chosen = _level_to_open(query, rest, merge)
@@ -122,7 +122,7 @@ def _search_one(query: _Query, rest: _Rest, lookup: Lookup, seen: Array, merge: 
         opened += batch
 
 
-@kernel
+@part
 def _open_first(query: _Query, rest: _Rest, lookup: Lookup, seen: Array, merge: int) -> Int64:
     """Open the best bucket of each repetition; ``rest.ceiling`` becomes the second best value. Which: int64 [R]."""
     n_repetitions, n_buckets, _ = query.values.shape
@@ -142,7 +142,7 @@ def _open_first(query: _Query, rest: _Rest, lookup: Lookup, seen: Array, merge: 
     return first
 
 
-@kernel
+@part
 def _open(
     query: _Query, lookup: Lookup, r: Integer, bucket: Integer, seen: Array, merge: int, waiting: Integer
 ) -> Integer:
@@ -162,7 +162,7 @@ def _open(
     return waiting
 
 
-@kernel
+@part
 def _rescore(query: _Query, lookup: Lookup, merge: int, n: Integer) -> None:
     """Score the first n waiting labels over all repetitions, and keep the best; one found before is not taken twice."""
     find_buckets(lookup, query.labels, n, query.buckets)
@@ -173,7 +173,7 @@ def _rescore(query: _Query, lookup: Lookup, merge: int, n: Integer) -> None:
             offer(query.best_scores, query.best_labels, score, label)
 
 
-@kernel
+@part
 def _contains(labels: Int64, label: Integer) -> bool:
     """Whether a label is among the best now; one that better ones have displaced is not good enough to come back."""
     found = 0
@@ -182,7 +182,7 @@ def _contains(labels: Int64, label: Integer) -> bool:
     return found > 0
 
 
-@kernel
+@part
 def _level_to_open(query: _Query, rest: _Rest, merge: int) -> tuple[float, Array]:
     """A level, and repetitions, such that no other label is among the k best once their buckets above it are open.
 
@@ -206,7 +206,7 @@ def _level_to_open(query: _Query, rest: _Rest, merge: int) -> tuple[float, Array
     return floor, chosen
 
 
-@kernel
+@part
 def _sum_level(ceiling: Float32, floor: float) -> float:
     """The level l with sum over r of min(l, ceiling[r]) = floor, and a little lower, for the rounding of the sums."""
     if floor == -np.inf:
@@ -225,7 +225,7 @@ def _sum_level(ceiling: Float32, floor: float) -> float:
     return level - 1e-5 * abs(level)
 
 
-@kernel
+@part
 def _to_open(query: _Query, rest: _Rest, bound: Float32, merge: int, size: int) -> int:
     """How many buckets of the heap would have to be opened if the k-th best score stayed what it is."""
     floor = query.best_scores[0]
@@ -236,7 +236,7 @@ def _to_open(query: _Query, rest: _Rest, bound: Float32, merge: int, size: int) 
     return count
 
 
-@kernel
+@part
 def _fill_heap(query: _Query, rest: _Rest, first: Int64, level: float, chosen: Array) -> int:
     """Put what is to be opened into the heap: not yet open, of a chosen repetition, at or above the level. How many."""
     n_repetitions, n_buckets, _ = query.values.shape
