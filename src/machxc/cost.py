@@ -1,0 +1,118 @@
+"""What training and serving take, computed from the settings and a few counts of the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from machxc.config import Config
+from machxc.facts import Facts
+from machxc.repetition.chunks import CHUNK, CHUNK_VALUES
+
+RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
+# weights stored for each meeting of a feature and a bucket at the default pruning (0.6 to 0.9, 1.5 to 1.7 measured)
+KEPT = {"bce": 0.8, "softmax": 1.6}
+CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights and its chunk of features
+FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
+CACHED_RATE, MEMORY_RATE = 28e9, 15e9  # bytes a second that the kernels were seen to move (benchmarks/kernels.py)
+PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes, and seconds of processor time.
+
+    ``data``: the samples, ``counting``: while their labels are counted, ``repetition``: one in training, ``stored``:
+    one on disk, ``model``: all of them on disk, ``serving``: resident when queries are answered one by one;
+    ``in_memory``: repetitions that are trained stay in memory, else they wait on the disk.
+    """
+
+    data: int
+    counting: int
+    repetition: int
+    stored: int
+    model: int
+    serving: int
+    cpu_seconds: float
+    in_memory: bool
+
+    def training(self, jobs: int) -> int:
+        """Peak resident bytes with ``jobs`` repetitions at a time.
+
+        At the end, a model on the disk is mapped into memory as a whole, to be checked.
+        """
+        at_work, trained = jobs * self.repetition, self.model - jobs * self.stored
+        if self.in_memory:
+            return RUNTIME + self.data + max(at_work + trained, self.counting + self.model)
+        return RUNTIME + self.data + max(at_work, self.counting, self.model)
+
+
+def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
+    """The cost of training ``config`` on data of which ``facts`` were counted."""
+    slots = min(config.n_features, 2**config.feature_bits)
+    rows = _rows(config, facts, slots)
+    width = config.hidden or config.buckets
+    output = config.buckets * config.hidden
+    kept = int(_kept(config, facts, rows) * rows * width)
+    stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else 4 * kept)
+    model = config.repetitions * stored + 4 * config.n_labels
+    return Cost(
+        data=8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples,
+        counting=8 * facts.n_pairs + 16 * facts.n_labels,
+        repetition=4 * (rows * width + output) + 16 * rows + _beside(config, facts, stored, kept),
+        stored=stored,
+        model=model,
+        serving=RUNTIME + model + 4 * config.repetitions * output,
+        cpu_seconds=_cpu_seconds(config, facts, 4 * rows * width),
+        in_memory=in_memory,
+    )
+
+
+def _beside(config: Config, facts: Facts, stored: int, kept: int) -> int:
+    """What a repetition takes beside its weights: the order of samples, a chunk of them, and copies to be stored."""
+    order = 16 * facts.n_samples
+    chunk = 8 * min(CHUNK_VALUES, int(facts.per_sample * min(CHUNK, facts.n_samples)))
+    copies = stored if config.hidden else stored + 4 * kept  # a linear model's weights are gathered in float32 first
+    best = stored if config.validation_fraction else 0
+    return order + chunk + copies + best + min(CHUNK_BYTES, 64 * facts.n_samples)
+
+
+def _rows(config: Config, facts: Facts, slots: int) -> int:
+    """Rows of the table: slots that enough samples use.
+
+    Hashed features fall into slots as if thrown at random: the number of those of each frequency in a slot is Poisson.
+    Rare features that meet in a slot may be enough together.
+    """
+    if config.n_features <= slots:
+        return min(slots, facts.rows(config.min_count))
+    once = (facts.n_distinct - facts.n_repeated) / slots
+    twice = (facts.n_repeated - facts.n_frequent) / slots
+    none_frequent, none_twice = math.exp(-facts.n_frequent / slots), math.exp(-twice)
+    if config.min_count == 1:
+        unused = none_frequent * none_twice * math.exp(-once)
+    elif config.min_count == 2:
+        unused = none_frequent * none_twice * math.exp(-once) * (1.0 + once)
+    else:
+        few_once = math.exp(-once) * (none_twice * (1.0 + once + once**2 / 2.0) + none_twice * twice)
+        unused = none_frequent * few_once
+    return max(1, math.ceil(slots * (1.0 - unused)))
+
+
+def _kept(config: Config, facts: Facts, rows: int) -> float:
+    """Share of a linear model's weights that will be stored.
+
+    Weights grow where a feature and a bucket meet in a sample; that many meetings, thrown at random at all the cells of
+    the table, hit this share of them.
+    """
+    meetings = KEPT[config.loss] * facts.per_sample * facts.n_pairs
+    cells = max(1, rows * config.buckets)
+    return 1.0 if config.prune == 0 else 1.0 - math.exp(-meetings / cells)
+
+
+def _cpu_seconds(config: Config, facts: Facts, table: int) -> float:
+    """Bytes that the kernels move, over the rate at which they were seen to move them."""
+    width = config.hidden or config.buckets
+    outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets
+    moved = 12 * facts.per_sample * width + 16 * outputs * config.hidden
+    rate = CACHED_RATE if table <= FAST_CACHE else MEMORY_RATE
+    return config.repetitions * config.epochs * facts.n_samples * (PER_SAMPLE + moved / rate)

@@ -1,0 +1,17 @@
+"""The executor contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+
+class Executor(Protocol):
+    """Runs one task for each repetition."""
+
+    def run(self, task: Callable[[int], None], repetitions: Iterable[int], cancel: Callable[[], None]) -> None:
+        """Call ``task(r)`` for each repetition; returns when all are done.
+
+        When a task raises, or the wait is interrupted, ``cancel`` is called, which lets the tasks that run end early;
+        no further one is started, and what was raised first is raised here.
+        """

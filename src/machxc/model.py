@@ -1,0 +1,200 @@
+"""A model: R trained repetitions, the names of the labels, and how a query is answered with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from machxc import retrieval
+from machxc.config import Config
+from machxc.errors import DataError, ModelError, SettingError
+from machxc.folder import ModelData, load_model, save_model
+from machxc.labels import LabelNames
+from machxc.partition import HashPartition, Partition, TablePartition
+from machxc.repetition.chunks import chunk_size
+from machxc.repetition.encode import Encoder, encoder_of
+from machxc.repetition.scorer import Scorer, scorer_of
+from machxc.samples import Array, Features, Float32, Int64, UInt32
+
+log = logging.getLogger("machxc.model")
+
+_SKETCH_BYTES = 64 << 20  # sketches of a block of queries that are held at a time
+
+
+class Model:
+    """R repetitions that together rank K labels. Made by `machxc.training.train` or `Model.load`; never changed.
+
+    ``data``: all that a model folder holds (config, names, label counts, the repetitions' tensors). A model from which
+    some repetitions are missing answers with those that are there, and says so in the log.
+    """
+
+    def __init__(self, data: ModelData) -> None:
+        if not data.repetitions:
+            raise ModelError("the model has no repetition; expected at least one")
+        self._data = data
+        self._numbers = sorted(data.repetitions)
+        if len(self._numbers) < data.config.repetitions:
+            log.warning("answering from %d of %d repetitions", len(self._numbers), data.config.repetitions)
+
+    @classmethod
+    def load(cls, path: Path | str, verify: bool = True) -> Model:
+        """Map a model folder into memory; ``verify`` False leaves out its checksums. ModelError when it is damaged."""
+        return cls(load_model(path, verify))
+
+    def save(self, path: Path | str, overwrite: bool = False) -> None:
+        """Write the model folder, whole or not at all; OutputError when it exists or cannot be written."""
+        save_model(path, self._data, overwrite)
+
+    @property
+    def data(self) -> ModelData:
+        """All that the model folder holds."""
+        return self._data
+
+    @property
+    def config(self) -> Config:
+        """The settings, all of them chosen."""
+        return self._data.config
+
+    @property
+    def names(self) -> LabelNames:
+        """The names of the K labels."""
+        return self._data.names
+
+    @property
+    def label_counts(self) -> UInt32:
+        """How many training samples carry each label: uint32 [K]."""
+        return self._data.label_counts
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples the model was trained on."""
+        return self._data.n_samples
+
+    @property
+    def n_repetitions(self) -> int:
+        """How many repetitions are there to answer (the config says how many there should be)."""
+        return len(self._numbers)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the repetitions that are there, rising."""
+        return list(self._numbers)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Labels to buckets in each of the repetitions that are there: row i is repetition ``numbers[i]``."""
+        return partition_of(self.config, self._data.assignment, self._numbers)
+
+    @cached_property
+    def seen(self) -> npt.NDArray[np.uint8]:
+        """Which labels occurred in training, a bit each (little-endian bit order): uint8 [ceil(K / 8)]."""
+        return np.packbits(np.asarray(self.label_counts) > 0, bitorder="little")
+
+    def sketch(self, features: Features, jobs: int = 1) -> Float32:
+        """The bucket scores of each query, before softmax or sigmoid: float32 [n, R, B]. ``jobs``: threads."""
+        self._check(features)
+        out = np.empty((len(features), self.n_repetitions, self.config.buckets), np.float32)
+
+        def score(place: int) -> None:
+            encoder, scorer = self._scorers[place]
+            scorer.logits(encoder(features), out[:, place])
+
+        if jobs <= 1 or len(features) * self.n_repetitions < 256:
+            for place in range(self.n_repetitions):
+                score(place)
+        else:
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(score, range(self.n_repetitions)))
+        return out
+
+    def top_k(
+        self,
+        features: Features,
+        k: int = 10,
+        *,
+        candidates: Array | None = None,
+        estimator: str | None = None,
+        method: str = "auto",
+        jobs: int = 1,
+    ) -> tuple[Int64, Float32]:
+        """The k best labels of each query: ids int64 [n, k], best first, and scores float32 [n, k].
+
+        Where fewer labels were seen in training, ids are -1 and scores -inf. ``candidates``: label ids to choose among;
+        ``estimator``: how bucket scores are merged (default: the model's); ``method``: see `machxc.retrieval.top_k`.
+        DataError when the features do not fit the model, SettingError when a parameter is out of its bounds.
+        """
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+            raise SettingError(f"The 'k' parameter of top_k must be an int in [1, inf). Got {k!r} instead.")
+        ids = np.full((len(features), k), -1, np.int64)
+        scores = np.full((len(features), k), -np.inf, np.float32)
+        for start, stop in self._blocks(features):
+            ids[start:stop], scores[start:stop] = retrieval.top_k(
+                self.sketch(features.rows(start, stop), jobs),
+                self.partition,
+                k,
+                loss=self.config.loss,
+                estimator=estimator or self.config.estimator,
+                seen=self.seen,
+                candidates=candidates,
+                method=method,
+                jobs=jobs,
+            )
+        return ids, scores
+
+    def label_scores(
+        self, features: Features, labels: Array, *, estimator: str | None = None, jobs: int = 1
+    ) -> Float32:
+        """The scores of given labels (ids int64 [m]) for each query, as `top_k` would give them: float32 [n, m]."""
+        out = np.empty((len(features), len(labels)), np.float32)
+        for start, stop in self._blocks(features):
+            out[start:stop] = retrieval.label_scores(
+                self.sketch(features.rows(start, stop), jobs),
+                self.partition,
+                labels,
+                loss=self.config.loss,
+                estimator=estimator or self.config.estimator,
+            )
+        return out
+
+    def subset(self, numbers: list[int]) -> Model:
+        """The same model with only some of its repetitions; SettingError for one that it does not have."""
+        missing = sorted(set(numbers) - set(self._numbers))
+        if missing:
+            raise SettingError(f"the model has no repetition {missing[0]}; expected numbers among {self._numbers}")
+        kept = {r: self._data.repetitions[r] for r in numbers}
+        return Model(replace(self._data, repetitions=kept))
+
+    @cached_property
+    def _scorers(self) -> list[tuple[Encoder, Scorer]]:
+        tensors: Mapping[int, dict[str, Array]] = self._data.repetitions
+        return [(encoder_of(self.config, r, tensors[r]), scorer_of(self.config, tensors[r])) for r in self._numbers]
+
+    def _blocks(self, features: Features) -> Iterator[tuple[int, int]]:
+        """Blocks of queries that take little memory; an empty one for no query, so that arguments are checked."""
+        n, sketches = len(features), _SKETCH_BYTES // (4 * self.n_repetitions * self.config.buckets)
+        size = max(1, min(chunk_size(features), sketches))
+        for start in range(0, max(1, n), size):
+            yield start, min(start + size, n)
+
+    def _check(self, features: Features) -> None:
+        features.check()
+        if features.n_features > self.config.n_features:
+            raise DataError(
+                f"the model was trained on {self.config.n_features} features; expected no more, "
+                f"got {features.n_features}"
+            )
+
+
+def partition_of(config: Config, assignment: UInt32 | None = None, numbers: list[int] | None = None) -> Partition:
+    """The partition of a config; ``numbers`` chooses and orders repetitions (default: all of them)."""
+    if assignment is not None:
+        return TablePartition(assignment if numbers is None else assignment[numbers], config.buckets)
+    whole = HashPartition(config.n_labels, config.buckets, config.repetitions, config.seed)
+    return whole if numbers is None or numbers == list(range(config.repetitions)) else whole.subset(numbers)

@@ -1,0 +1,300 @@
+"""Settings that choose themselves, and what they will cost: known before training, with the reason for each.
+
+The rules follow from counts of the data alone, never from the machine: the same samples get the same settings, and so
+the same bytes, everywhere. A memory budget is the user's own word, and may shrink what was left to choose.
+docs/algorithm.md has the measurements behind the rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from machxc.config import Config, Settings, TextConfig
+from machxc.cost import Cost, cost_of
+from machxc.errors import DataError, MemoryBudgetError, SettingError
+from machxc.facts import Facts
+
+MOST_LINEAR_BUCKETS = 1 << 16  # bucket ids of a linear model are stored in 16 bits
+_MANY_SAMPLES = 8  # samples a distinct feature: above, a linear model underfits
+_FEW_SAMPLES = 50_000  # below, a lower learning rate
+_FEW_PER_LABEL = 3.0  # samples a label: below, every token counts
+_ONE_TO_ONE = 128  # labels: up to here each gets a bucket of its own
+_FEW_BITS, _MOST_BITS = 8, 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings, the reason for each that chose itself (by name), what they cost, and the repetitions at a time."""
+
+    config: Config
+    reasons: dict[str, str]
+    facts: Facts
+    cost: Cost
+    jobs: int
+
+    @property
+    def training_bytes(self) -> int:
+        """Peak resident memory of training, ``jobs`` repetitions at a time, data included."""
+        return self.cost.training(self.jobs)
+
+    @property
+    def model_bytes(self) -> int:
+        """The model folder on disk, without label names."""
+        return self.cost.model
+
+    @property
+    def serving_bytes(self) -> int:
+        """Resident memory of answering queries one by one, all of the model touched."""
+        return self.cost.serving
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of training, all repetitions together, on a core like those the rates were measured on."""
+        return self.cost.cpu_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "config": self.config.to_dict(),
+            "reasons": dict(self.reasons),
+            "facts": dataclasses.asdict(self.facts),
+            "jobs": self.jobs,
+            "training_bytes": self.training_bytes,
+            "model_bytes": self.model_bytes,
+            "serving_bytes": self.serving_bytes,
+            "cpu_seconds": round(self.cpu_seconds, 1),
+        }
+
+    def describe(self) -> str:
+        """The plan as lines to read: data, settings with reasons, cost."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        f = self.facts
+        labels = f.n_pairs / max(1, f.n_samples)
+        yield f"{'data':<20}{f.n_samples:,} samples, {f.n_seen:,} labels, {f.n_distinct:,} distinct features"
+        yield f"{'':<20}{labels:.2f} labels and {f.per_sample:.1f} features a sample"
+        for name, value in self.config.to_dict().items():
+            if name in self.reasons:
+                shown = f"{value:g}" if isinstance(value, float) else str(value)
+                yield f"{name:<20}{shown:<17} {self.reasons[name]}"
+        yield f"{'training':<20}{_size(self.training_bytes):<17} of memory, {self.jobs} repetitions at a time"
+        yield f"{'':<20}{_duration(self.cpu_seconds):<17} of processor time, about"
+        yield f"{'model':<20}{_size(self.model_bytes):<17} on disk, about; {_size(self.serving_bytes)} to serve"
+
+
+def make_plan(
+    facts: Facts,
+    settings: Settings,
+    *,
+    text: TextConfig | None,
+    jobs: int = 1,
+    memory_budget: int | None = None,
+    in_memory: bool = False,
+) -> Plan:
+    """Choose every setting that is None, and say what training and serving will take.
+
+    ``memory_budget``: bytes that training may take. What does not fit runs fewer repetitions at a time, then takes
+    fewer feature slots, then fewer buckets, as far as these were left to choose; MemoryBudgetError with the nearest
+    that fits otherwise. ``in_memory``: repetitions that are trained stay in memory, else they wait on the disk.
+    DataError when there is nothing to learn from.
+    """
+    if facts.n_samples == 0 or facts.n_seen == 0:
+        raise DataError(f"there is nothing to learn: {facts.n_samples} samples with {facts.n_seen} labels between them")
+    chooser = _Chooser(facts, settings, text, in_memory=in_memory)
+    chooser.run()
+    plan = chooser.plan(max(1, jobs))
+    if memory_budget is not None and plan.training_bytes > memory_budget:
+        plan = _within(chooser, plan, memory_budget)
+    return plan
+
+
+class _Chooser:
+    """The rules, one a method; a later one may look at what an earlier one chose."""
+
+    def __init__(self, facts: Facts, settings: Settings, text: TextConfig | None, *, in_memory: bool) -> None:
+        self.facts, self.text, self.in_memory = facts, text, in_memory
+        self.values: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+        self.given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+
+    def run(self) -> None:
+        """Take what was given, choose the rest, in an order in which reasons build on each other."""
+        for name in (
+            "loss", "hidden", "buckets", "repetitions", "negatives", "epochs", "learning_rate", "dropout", "prune",
+            "min_count", "feature_bits", "sublinear_tf", "idf", "l2", "estimator", "validation_fraction", "patience",
+            "seed",
+        ):  # fmt: skip
+            if name in self.given:
+                self.values[name] = self.given[name]
+                if name != "seed":
+                    self.reasons[name] = "as asked"
+            else:
+                value, reason = getattr(self, f"_{name}")()
+                self.values[name] = value
+                if reason:
+                    self.reasons[name] = reason
+        self._check()
+
+    def config(self) -> Config:
+        """All of it."""
+        f = self.facts
+        return Config(n_labels=f.n_labels, n_features=f.n_features, text=self.text, **self.values)
+
+    def plan(self, jobs: int) -> Plan:
+        """All of it, with its cost."""
+        config = self.config()
+        jobs = min(jobs, config.repetitions)
+        cost = cost_of(config, self.facts, in_memory=self.in_memory)
+        return Plan(config, dict(self.reasons), self.facts, cost, jobs)
+
+    def _check(self) -> None:
+        if self.values["hidden"] == 0 and self.values["negatives"] > 0:
+            raise SettingError("'negatives' needs a hidden layer: the linear model computes all buckets. Set 'hidden'.")
+        if self.values["hidden"] == 0 and self.values["buckets"] > MOST_LINEAR_BUCKETS:
+            raise SettingError(
+                f"The 'buckets' parameter of a linear model must be an int in [1, {MOST_LINEAR_BUCKETS}]. "
+                f"Got {self.values['buckets']} instead; set 'hidden' for more."
+            )
+
+    def _loss(self) -> tuple[str, str]:
+        f = self.facts
+        if f.most_labels <= 1:
+            return "softmax", "every sample has one label"
+        return "bce", f"samples have up to {f.most_labels} labels"
+
+    def _hidden(self) -> tuple[int, str]:
+        f = self.facts
+        ratio = f.n_samples / max(1, f.n_distinct)
+        if ratio >= _MANY_SAMPLES:
+            return 128, f"{ratio:.0f} samples for each distinct feature: more than a linear model can use"
+        return 0, f"linear: {ratio:.1f} samples for each distinct feature"
+
+    def _buckets(self) -> tuple[int, str]:
+        k = self.facts.n_labels
+        if k <= _ONE_TO_ONE:
+            return 1 << max(1, (k - 1).bit_length()), f"{k} labels: one to one, no label shares a bucket"
+        root = math.sqrt(k)
+        buckets = min(8192, max(100, round(min(3 * root, max(500, root)) / 10) * 10))
+        return buckets, f"{k:,} labels, {k / buckets:.0f} of them a bucket"
+
+    def _repetitions(self) -> tuple[int, str]:
+        if self.facts.n_labels <= _ONE_TO_ONE:
+            return 4, "nothing shares a bucket; a few repetitions steady the scores"
+        repetitions = 16 if self.facts.n_samples < 100_000 else 8
+        return repetitions, f"{self.facts.n_samples:,} samples"
+
+    def _negatives(self) -> tuple[int, str]:
+        return 0, ""
+
+    def _epochs(self) -> tuple[int, str]:
+        n = self.facts.n_samples
+        least, steps = (3, 20_000) if self.values["hidden"] == 0 else (8 if n < 200_000 else 3, 60_000)
+        return min(50, max(least, math.ceil(steps / n))), f"{n:,} samples"
+
+    def _learning_rate(self) -> tuple[float, str]:
+        many = self.facts.n_samples >= _FEW_SAMPLES
+        size = "many samples" if many else "few samples"
+        if self.values["hidden"]:
+            return 1.0, "hidden layer"
+        if self.values["loss"] == "softmax":
+            return 20.0 if many else 10.0, f"linear, softmax, {size}"
+        return 5.0 if many else 3.0, f"linear, binary cross-entropy, {size}"
+
+    def _dropout(self) -> tuple[float, str]:
+        return 0.0, ""
+
+    def _prune(self) -> tuple[float, str]:
+        return 0.2, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
+
+    def _min_count(self) -> tuple[int, str]:
+        f = self.facts
+        if not f.text or f.per_label < _FEW_PER_LABEL or f.n_samples < 2000:
+            return 1, ""
+        if self.text is not None and self.text.words > 1:
+            return 3, "a word pair of one or two samples tells little of others"
+        return 2, "a token of one sample only tells nothing of others"
+
+    def _feature_bits(self) -> tuple[int, str]:
+        f = self.facts
+        if f.n_features <= 1 << _MOST_BITS:
+            return max(1, (f.n_features - 1).bit_length()), f"{f.n_features:,} features: a slot for each"
+        wanted = max(1, 2 * f.rows(self.values["min_count"]))
+        bits = min(_MOST_BITS, max(_FEW_BITS, (wanted - 1).bit_length()))
+        return bits, f"{2**bits:,} slots for {f.rows(self.values['min_count']):,} features"
+
+    def _sublinear_tf(self) -> tuple[bool, str]:
+        return self.facts.text, "counts of tokens" if self.facts.text else ""
+
+    def _idf(self) -> tuple[bool, str]:
+        f = self.facts
+        if not f.counts:
+            return False, "values are measurements or weights, not counts"
+        if self.values["hidden"] and not f.text:
+            return False, "the hidden layer learns which features matter"
+        if self.text is not None and self.text.chars_max:
+            return False, "rare character n-grams are mostly chance"
+        return True, "values are counts"
+
+    def _l2(self) -> tuple[bool, str]:
+        return (False, "dense values: columns are scaled instead") if self.facts.dense else (True, "sparse features")
+
+    def _estimator(self) -> tuple[str, str]:
+        return "log-probability", ""
+
+    def _validation_fraction(self) -> tuple[float, str]:
+        return 0.0, ""
+
+    def _patience(self) -> tuple[int, str]:
+        return 2, ""
+
+    def _seed(self) -> tuple[int, str]:
+        return 0, ""
+
+
+def _within(chooser: _Chooser, plan: Plan, budget: int) -> Plan:
+    """Shrink what may be shrunk until it fits."""
+    asked = plan.training_bytes
+    for jobs in range(plan.jobs, 0, -1):
+        if plan.cost.training(jobs) <= budget:
+            return dataclasses.replace(plan, jobs=jobs)
+    for name, least in (("feature_bits", 12), ("buckets", 32)):
+        while name not in chooser.given and chooser.values[name] > least and _rows_shrink(chooser, name):
+            chooser.values[name] = max(
+                least, chooser.values[name] - 1 if name == "feature_bits" else chooser.values[name] * 3 // 4
+            )
+            chooser.reasons[name] = f"what fits the memory budget of {_size(budget)}"
+            smaller = chooser.plan(1)
+            if smaller.training_bytes <= budget:
+                return smaller
+    least_plan = chooser.plan(1)
+    raise MemoryBudgetError(
+        f"training would take {_size(asked)}, the memory budget is {_size(budget)}. The least that these data and "
+        f"settings can do with is {_size(least_plan.training_bytes, up=True)}: one repetition at a time, "
+        f"feature_bits={least_plan.config.feature_bits}, buckets={least_plan.config.buckets}. "
+        "Raise the budget, or lower 'buckets', 'feature_bits' or 'hidden'."
+    )
+
+
+def _rows_shrink(chooser: _Chooser, name: str) -> bool:
+    return name != "feature_bits" or chooser.facts.n_features > 1 << _FEW_BITS
+
+
+def _size(n: int, *, up: bool = False) -> str:
+    """Bytes in a unit to read; ``up``: rounded up, so that it suffices as a budget."""
+    value = float(n)
+    for unit in ("bytes", "KB", "MB"):
+        if value < 1000:
+            return f"{math.ceil(value) if up else value:.0f} {unit}"
+        value /= 1000
+    return f"{math.ceil(10 * value) / 10 if up else value:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,14 @@
+"""How many samples a repetition takes up at a time: what bounds the memory it needs beside its weights."""
+
+from __future__ import annotations
+
+from machxc.samples import Features
+
+CHUNK = 4096  # samples, at most
+CHUNK_VALUES = 1 << 20  # feature values, on average: 8 MB when encoded
+
+
+def chunk_size(features: Features) -> int:
+    """How many samples to encode at a time: as many for every run over the same samples."""
+    per_sample = len(features.indices) / max(1, len(features))
+    return max(1, min(CHUNK, int(CHUNK_VALUES / max(1.0, per_sample))))

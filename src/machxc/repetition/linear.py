@@ -1,0 +1,200 @@
+"""The linear repetition: one table of weights [rows, B], as in MACH's own ODP run. All outputs, no hidden layer.
+
+The row of a feature is one contiguous vector over all buckets: a sample with f features reads f such vectors, adds them
+up, computes the loss over the B sums, and writes f vectors back. That is all it does, and memory traffic is its limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from machxc.compiled import fast_kernel, kernel
+from machxc.config import Config
+from machxc.repetition.arithmetic import (
+    HALF_SCALE,
+    Int32,
+    UInt16,
+    add_row,
+    copy,
+    half_to_float,
+    sigmoid_gradient,
+    softmax_gradient,
+)
+from machxc.repetition.encode import Rows
+from machxc.repetition.targets import Targets
+from machxc.samples import Array, Float32, Int64, frozen
+
+BIAS_RATE = 0.1  # of the learning rate: the bias starts at the buckets' frequencies and need not go far
+
+
+@dataclass
+class LinearLearner:
+    """A linear repetition in training: float32 weights and the row-wise Adagrad sums of squared gradients."""
+
+    softmax: bool
+    prune: np.float32
+    table: Float32
+    bias: Float32
+    squares: Float32
+    bias_square: Float32
+
+    @classmethod
+    def start(cls, config: Config, r: int, n_rows: int, bias: Float32) -> LinearLearner:
+        """All weights 0, the bias at the buckets' own frequencies (float32 [B])."""
+        table = np.zeros((n_rows, config.buckets), np.float32)
+        return cls(
+            config.loss == "softmax",
+            np.float32(config.prune),
+            table,
+            bias,
+            np.zeros(n_rows, np.float32),
+            np.zeros(1, np.float32),
+        )
+
+    def train(self, rows: Rows, targets: Targets, rates: tuple[float, float], position: int) -> float:
+        """One pass over encoded samples, the rate falling from rates[0] to rates[1]; returns the summed loss."""
+        return float(
+            _train(
+                rows.indptr,
+                rows.rows,
+                rows.weights,
+                targets.indptr,
+                targets.buckets,
+                targets.weights,
+                self.table,
+                self.bias,
+                self.squares,
+                self.bias_square,
+                self.softmax,
+                *map(np.float32, rates),
+            )
+        )
+
+    def logits(self, rows: Rows) -> Float32:
+        """Bucket scores before softmax or sigmoid: float32 [n, B]."""
+        out = np.empty((len(rows), len(self.bias)), np.float32)
+        _score(rows.indptr, rows.rows, rows.weights, self.table, self.bias, out)
+        return out
+
+    def tensors(self) -> dict[str, Array]:
+        """The trained weights as they are stored: row by row, those more than ``prune`` from 0, in float16.
+
+        Most weights of a linear model stay near 0 and change no ranking: five in a hundred are left at ``prune`` 0.2
+        with tens of thousands of labels (docs/algorithm.md has the measurements).
+        """
+        starts = np.zeros(len(self.table) + 1, np.int64)
+        _count_kept(self.table, self.prune, starts)
+        buckets = np.empty(int(starts[-1]), np.uint16)
+        weights = np.empty(len(buckets), np.float32)
+        _gather_kept(self.table, self.prune, starts, buckets, weights)
+        return {"starts": starts, "buckets": buckets, "weights": to_half(weights), "bias": self.bias.copy()}
+
+
+class LinearScorer:
+    """A trained linear repetition: scores from its stored, possibly memory-mapped, tensors."""
+
+    def __init__(self, tensors: dict[str, Array]) -> None:
+        self.starts: Int64 = frozen(tensors["starts"])
+        self.buckets: UInt16 = frozen(tensors["buckets"])
+        self.weights: UInt16 = frozen(tensors["weights"].view(np.uint16))
+        self.bias: Float32 = frozen(tensors["bias"])
+
+    def logits(self, rows: Rows, out: Float32) -> None:
+        """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
+        _score_stored(rows.indptr, rows.rows, rows.weights, self.starts, self.buckets, self.weights, self.bias, out)
+
+
+def to_half(x: Float32) -> npt.NDArray[np.float16]:
+    """Round to float16; numbers beyond its range become its largest."""
+    limit = np.float32(np.finfo(np.float16).max)
+    out = np.empty(x.shape, np.float16)
+    for start in range(0, len(x), 4096):
+        out[start : start + 4096] = np.clip(x[start : start + 4096], -limit, limit)
+    return out
+
+
+@fast_kernel
+def _train(
+    indptr: Array, rows: Int32, weights: Float32, target_indptr: Array, targets: Int32, sample_weights: Float32,
+    table: Float32, bias: Float32, squares: Float32, bias_square: Float32, softmax: bool,
+    first_rate: np.float32, last_rate: np.float32,
+) -> np.float64:  # fmt: skip
+    n_buckets = len(bias)
+    z = np.empty(n_buckets, np.float32)
+    g = np.empty(n_buckets, np.float32)
+    bits = np.empty(n_buckets, np.int32)
+    powers = bits.view(np.float32)
+    n = len(indptr) - 1
+    loss = np.float64(0.0)
+    for i in range(n):
+        wanted = targets[target_indptr[i] : target_indptr[i + 1]]
+        if softmax and len(wanted) == 0:
+            continue  # a sample without labels says nothing to a softmax
+        copy(z, bias)
+        for j in range(indptr[i], indptr[i + 1]):
+            add_row(z, weights[j], table[rows[j]])
+        if softmax:
+            loss += softmax_gradient(z, wanted, sample_weights[i], bits, powers, g)
+        else:
+            loss += sigmoid_gradient(z, wanted, sample_weights[i], bits, powers, g)
+        # Row-wise Adagrad (Duchi et al. 2011, one sum a row): row -= rate * gradient / sqrt(sum of |gradient|^2).
+        square = np.float32(1e-30)
+        for b in range(n_buckets):
+            square += g[b] * g[b]
+        rate = first_rate + (last_rate - first_rate) * np.float32(i) / np.float32(n)
+        for j in range(indptr[i], indptr[i + 1]):
+            row, weight = rows[j], weights[j]
+            squares[row] += weight * weight * square
+            if squares[row] > np.float32(0.0):
+                add_row(table[row], -rate * weight / np.sqrt(squares[row]), g)
+        bias_square[0] += square
+        add_row(bias, np.float32(-BIAS_RATE) * rate / np.sqrt(bias_square[0]), g)
+    return loss
+
+
+@fast_kernel
+def _score(indptr: Array, rows: Int32, weights: Float32, table: Float32, bias: Float32, out: Float32) -> None:
+    for i in range(len(indptr) - 1):
+        copy(out[i], bias)
+        for j in range(indptr[i], indptr[i + 1]):
+            add_row(out[i], weights[j], table[rows[j]])
+
+
+@fast_kernel
+def _score_stored(
+    indptr: Array, rows: Int32, sample_weights: Float32,
+    starts: Int64, buckets: UInt16, weights: UInt16, bias: Float32, out: Float32,
+) -> None:  # fmt: skip
+    bits = np.empty(len(bias), np.int32)
+    floats = bits.view(np.float32)
+    for i in range(len(indptr) - 1):
+        copy(out[i], bias)
+        for j in range(indptr[i], indptr[i + 1]):
+            first, last = starts[rows[j]], starts[rows[j] + 1]
+            half_to_float(weights[first:last], bits)
+            scale = sample_weights[j] * HALF_SCALE
+            for e in range(last - first):
+                out[i, buckets[first + e]] += scale * floats[e]
+
+
+@fast_kernel
+def _count_kept(table: Float32, prune: np.float32, starts: Int64) -> None:
+    for row in range(len(table)):
+        kept = 0
+        for b in range(table.shape[1]):
+            kept += np.abs(table[row, b]) > prune
+        starts[row + 1] = starts[row] + kept
+
+
+@kernel
+def _gather_kept(table: Float32, prune: np.float32, starts: Int64, buckets: UInt16, weights: Float32) -> None:
+    for row in range(len(table)):
+        at = starts[row]
+        for b in range(table.shape[1]):
+            if np.abs(table[row, b]) > prune:
+                buckets[at] = b
+                weights[at] = table[row, b]
+                at += 1

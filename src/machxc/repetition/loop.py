@@ -1,0 +1,158 @@
+"""Train one repetition: a pure function of the samples, the config and the repetition's number.
+
+Knows nothing of its siblings; one core, no lock. The order of samples, what is dropped and what is drawn follow from
+the seed and the repetition's number alone, so that the same bytes come out wherever it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from machxc.config import Config
+from machxc.errors import DataError
+from machxc.partition import Partition
+from machxc.repetition import random
+from machxc.repetition.chunks import chunk_size
+from machxc.repetition.encode import Encoder, fit_encoder
+from machxc.repetition.linear import LinearLearner
+from machxc.repetition.network import NetworkLearner
+from machxc.repetition.targets import Targets, bucket_counts, bucket_targets
+from machxc.samples import Array, Float32, Int64, Samples
+
+log = logging.getLogger("machxc.repetition")
+
+HELD_OUT_LOGITS = 1 << 19  # logits of held-out samples computed at a time: some 10 MB with what the loss takes
+Learner = LinearLearner | NetworkLearner
+OnSamples = Callable[[int], None]
+
+
+def train_repetition(
+    samples: Samples, config: Config, partition: Partition, r: int, on_samples: OnSamples | None = None
+) -> dict[str, Array]:
+    """Train repetition r; returns its tensors by name, as they are stored (see folder.py for dtypes and shapes).
+
+    ``on_samples`` is called with the number of samples each time some were trained on, and when training stops early,
+    with how many that saves: in all, epochs x `n_trained`. What it raises ends training.
+    """
+    encoder = fit_encoder(samples.features, config, r)
+    kind = NetworkLearner if config.hidden else LinearLearner
+    learner: Learner = kind.start(config, r, len(encoder.row_weights), _start_bias(samples, config, partition, r))
+    order, held_out = _split(samples, config, r)
+    best: tuple[float, dict[str, Array]] | None = None
+    since_best = 0
+    for epoch in range(config.epochs):
+        loss = _epoch(samples, config, partition, r, epoch, order, encoder, learner, on_samples)
+        if not np.isfinite(loss):
+            raise DataError(
+                f"repetition {r} diverged in epoch {epoch + 1}: its loss is {loss}. "
+                f"Lower 'learning_rate' (now {config.learning_rate:g}), or scale the features."
+            )
+        log.debug("repetition %d, epoch %d of %d: loss %.4f", r, epoch + 1, config.epochs, loss)
+        if not len(held_out):
+            continue
+        checked = held_out_loss(samples, config, partition, r, held_out, encoder, learner)
+        if best is None or checked < best[0]:
+            best, since_best = (checked, learner.tensors()), 0
+        else:
+            since_best += 1
+        if since_best >= config.patience:
+            log.info("repetition %d stops after epoch %d: no better for %d epochs", r, epoch + 1, since_best)
+            if on_samples is not None:
+                on_samples((config.epochs - epoch - 1) * len(order))
+            break
+    tensors = learner.tensors() if best is None else best[1]
+    return {"slots": encoder.slots, "row_weights": encoder.row_weights, **tensors}
+
+
+def _epoch(
+    samples: Samples,
+    config: Config,
+    partition: Partition,
+    r: int,
+    epoch: int,
+    order: Int64,
+    encoder: Encoder,
+    learner: Learner,
+    on_samples: OnSamples | None,
+) -> float:
+    """One pass over the samples in an order of its own; returns the mean loss."""
+    order = order.copy()
+    random.shuffle(order, random.stream(config.seed, random.SHUFFLE, r, epoch))
+    dropout = random.stream(config.seed, random.DROPOUT, r, epoch)
+    total, step = 0.0, chunk_size(samples.features)
+    for start in range(0, len(order), step):
+        chunk = order[start : start + step]
+        first_rate, last_rate = (rate_at(config, epoch + at / len(order)) for at in (start, start + len(chunk)))
+        total += learner.train(
+            encoder(samples.features, chunk, config.dropout, dropout),
+            bucket_targets(samples, chunk, partition, r),
+            (first_rate, last_rate),
+            epoch * len(order) + start,
+        )
+        if on_samples is not None:
+            on_samples(len(chunk))
+    return total / max(1, len(order))
+
+
+def rate_at(config: Config, epochs_done: float) -> float:
+    """The learning rate falls linearly from the initial one to 0 at the end of the last epoch."""
+    return config.learning_rate * (1.0 - epochs_done / config.epochs)
+
+
+def n_trained(config: Config, n_samples: int) -> int:
+    """How many of N samples a repetition trains on: those that are not held out for early stopping."""
+    return n_samples - int(config.validation_fraction * n_samples)
+
+
+def _split(samples: Samples, config: Config, r: int) -> tuple[Int64, Int64]:
+    """The samples to train on and those held out for early stopping (another slice in every repetition)."""
+    order = np.arange(len(samples), dtype=np.int64)
+    n_held_out = len(samples) - n_trained(config, len(samples))
+    if not n_held_out:
+        return order, order[:0]
+    random.shuffle(order, random.stream(config.seed, random.HOLDOUT, r))
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def _start_bias(samples: Samples, config: Config, partition: Partition, r: int) -> Float32:
+    """What the loss would choose if no feature told anything: the logarithm, or the logit, of each bucket's share."""
+    counts = bucket_counts(samples, partition, r) + 1.0 / config.buckets
+    total = len(samples) if samples.weights is None else float(samples.weights.sum())
+    share = np.clip(counts / max(1.0, total), 1e-7, 0.9)
+    prior: Float32 = np.log(
+        counts / counts.sum() if config.loss == "softmax" else share / (1.0 - share), dtype=np.float32
+    )
+    return prior
+
+
+def held_out_loss(
+    samples: Samples,
+    config: Config,
+    partition: Partition,
+    r: int,
+    order: Int64,
+    encoder: Encoder,
+    learner: Learner,
+) -> float:
+    """The mean loss over the samples ``order``, all buckets counted, nothing dropped."""
+    total, step = 0.0, max(1, min(chunk_size(samples.features), HELD_OUT_LOGITS // config.buckets))
+    for start in range(0, len(order), step):
+        chunk = order[start : start + step]
+        logits = learner.logits(encoder(samples.features, chunk)).astype(np.float64)
+        total += _loss(logits, bucket_targets(samples, chunk, partition, r), config.loss)
+    return total / max(1, len(order))
+
+
+def _loss(logits: Array, targets: Targets, loss: str) -> float:
+    """Summed cross-entropy of logits float64 [n, B], in nats."""
+    sizes = np.diff(targets.indptr)
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    at_targets = logits[row, targets.buckets]
+    if loss == "softmax":
+        normalised = at_targets - np.logaddexp.reduce(logits, axis=1)[row]
+        return float(-(targets.weights[row] * normalised / sizes[row]).sum())
+    everywhere = np.logaddexp(0.0, logits).sum(axis=1)
+    return float((targets.weights * everywhere).sum() - (targets.weights[row] * at_targets).sum())

@@ -1,0 +1,110 @@
+"""Train a model: choose settings, train R repetitions by an executor, put them together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from machxc.config import Config, Settings, TextConfig
+from machxc.errors import DataError
+from machxc.executors import executor_for
+from machxc.facts import facts_of
+from machxc.folder import ModelData
+from machxc.labels import LabelNames
+from machxc.model import Model, partition_of
+from machxc.plan import make_plan
+from machxc.repetition.loop import n_trained, train_repetition
+from machxc.samples import Array, Samples, UInt32
+
+Progress = Callable[[int, int], None]
+"""Called with the samples trained on so far, over all repetitions and epochs, and how many there are to be (those that
+stopping early saves count as trained on)."""
+
+Store = Callable[[int, dict[str, Array]], None]
+
+
+class CancelledError(Exception):
+    """Raised inside a repetition that is to end because another one failed, or the user asked to."""
+
+
+def train(
+    samples: Samples,
+    names: LabelNames,
+    settings: Settings | None = None,
+    *,
+    text: TextConfig | None = None,
+    jobs: int = 1,
+    memory_budget: int | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Train a model in memory.
+
+    ``samples`` with labels in [0, K), ``names`` of the K labels, ``text``: how texts became features (None: they are
+    numeric), ``jobs``: repetitions at a time (changes no byte of the result), ``memory_budget`` in bytes.
+    DataError when there is nothing to learn from, SettingError when settings make no sense or do not fit the budget.
+    """
+    _check(samples, names)
+    facts = facts_of(samples, text=text is not None)
+    chosen = settings or Settings()
+    plan = make_plan(facts, chosen, text=text, jobs=jobs, memory_budget=memory_budget, in_memory=True)
+    repetitions: dict[int, dict[str, Array]] = {}
+    run_repetitions(samples, plan.config, range(plan.config.repetitions), repetitions.__setitem__, plan.jobs, progress)
+    data = ModelData(plan.config, names, label_counts(samples), len(samples), dict(sorted(repetitions.items())))
+    return Model(data)
+
+
+def run_repetitions(
+    samples: Samples,
+    config: Config,
+    numbers: Iterable[int],
+    store: Store,
+    jobs: int,
+    progress: Progress | None = None,
+) -> None:
+    """Train the repetitions ``numbers`` and hand each one's tensors to ``store``."""
+    numbers = list(numbers)
+    partition = partition_of(config)
+    counter = _Counter(progress, len(numbers) * config.epochs * n_trained(config, len(samples)))
+
+    def task(r: int) -> None:
+        store(r, train_repetition(samples, config, partition, r, counter.add))
+
+    executor_for(min(jobs, len(numbers))).run(task, numbers, counter.cancel)
+
+
+def label_counts(samples: Samples) -> UInt32:
+    """How many samples carry each label: uint32 [K]."""
+    return samples.labels.counts().astype(np.uint32)
+
+
+def _check(samples: Samples, names: LabelNames) -> None:
+    samples.features.check()
+    samples.labels.check()
+    if samples.weights is not None and not (np.isfinite(samples.weights) & (samples.weights >= 0)).all():
+        raise DataError("expected sample weights that are finite and not negative")
+    if len(names) != samples.labels.n_labels:
+        raise DataError(f"expected as many label names as labels ({samples.labels.n_labels}), got {len(names)}")
+
+
+class _Counter:
+    """Adds up the progress of repetitions that run side by side, and can end them."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+        self._lock = threading.Lock()
+        self._cancelled = False
+
+    def add(self, n: int) -> None:
+        """Count n samples more; raises CancelledError once the run was cancelled."""
+        if self._cancelled:
+            raise CancelledError
+        with self._lock:
+            self._done += n
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+    def cancel(self) -> None:
+        """Let all repetitions end at their next chunk."""
+        self._cancelled = True

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import gradient_of, loss_of
+
+from machxc.repetition.arithmetic import HALF_SCALE, exponential, half_to_float, sigmoid_gradient, softmax_gradient
+from machxc.repetition.linear import to_half
+from machxc.samples import Array, Float32
+
+GRADIENTS = {"softmax": softmax_gradient, "bce": sigmoid_gradient}
+
+
+def exp(x: Array) -> Float32:
+    out = np.array(x, np.float32)
+    bits = np.empty(len(out), np.int32)
+    exponential(out, bits, bits.view(np.float32))
+    return out
+
+
+@pytest.mark.parametrize(("low", "high", "bound"), [(-87, 87, 4e-6), (-10, 10, 1e-6), (-1, 1, 3e-7)])
+def test_exponential_is_within_its_bound(low: float, high: float, bound: float) -> None:
+    x = np.linspace(low, high, 2_000_003, dtype=np.float32)
+    assert np.abs(exp(x) / np.exp(x.astype(np.float64)) - 1).max() <= bound
+
+
+def test_exponential_is_within_its_bound_at_every_power_of_two_and_its_neighbours() -> None:
+    powers = np.ldexp(np.float32(1), np.arange(-126, 7)).astype(np.float32)
+    x = np.concatenate([f for p in (powers, np.nextafter(powers, 0), np.nextafter(powers, 9e9)) for f in (p, -p)])
+    x = np.concatenate([x, np.zeros(1), -np.zeros(1)]).astype(np.float32)
+    assert np.abs(exp(x) / np.exp(x.astype(np.float64)) - 1).max() <= 4e-6
+
+
+@pytest.mark.parametrize("x", [87.4, 100.0, 1e30, np.finfo(np.float32).max])
+def test_exponential_is_clamped_to_powers_that_a_float_can_hold(x: float) -> None:
+    high, low = exp(np.array([x, -x]))
+    assert high == pytest.approx(2.0**126, rel=4e-6)
+    assert low == pytest.approx(2.0**-126, rel=4e-6)
+
+
+def gradient(kind: str, z: Array, targets: list[int], weight: float) -> tuple[float, Float32]:
+    out, bits = np.empty(len(z), np.float32), np.empty(len(z), np.int32)
+    logits, wanted = np.asarray(z, np.float32), np.array(targets, np.int32)
+    loss = GRADIENTS[kind](logits, wanted, np.float32(weight), bits, bits.view(np.float32), out)
+    return float(loss), out
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, npt.NDArray[np.float32], list[int], float]:
+    kind = draw(st.sampled_from(["softmax", "bce"]))
+    z = draw(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20))
+    targets = draw(st.sets(st.integers(0, len(z) - 1), min_size=int(kind == "softmax")))
+    return kind, np.array(z, np.float32), sorted(targets), draw(st.sampled_from([0.0, 0.5, 1.0, 3.0]))
+
+
+@given(cases())
+@settings(deadline=None, max_examples=300)
+def test_gradients_are_those_of_numpy(case: tuple[str, npt.NDArray[np.float32], list[int], float]) -> None:
+    kind, z, targets, weight = case
+    loss, g = gradient(kind, z, targets, weight)
+    exact = z.astype(np.float64)
+    np.testing.assert_allclose(g, weight * gradient_of(exact, targets, kind), rtol=2e-5, atol=2e-6)
+    part_of_targets = float(np.logaddexp(0, -exact[targets]).sum())  # all that a binary cross-entropy returns
+    expected = loss_of(exact, targets, kind) if kind == "softmax" else part_of_targets
+    assert loss == pytest.approx(weight * expected, rel=2e-5, abs=1e-4)
+
+
+@given(cases())
+@settings(deadline=None, max_examples=100)
+def test_gradients_are_the_slope_of_the_loss(case: tuple[str, npt.NDArray[np.float32], list[int], float]) -> None:
+    kind, z, targets, _ = case
+    exact = z.astype(np.float64)
+    steps = np.eye(len(z)) * 1e-5
+    slope = [(loss_of(exact + s, targets, kind) - loss_of(exact - s, targets, kind)) / 2e-5 for s in steps]
+    np.testing.assert_allclose(gradient(kind, z, targets, 1.0)[1], slope, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+@pytest.mark.parametrize("z", [[1e4, -1e4, 0.0], [-1e30, 1e30, 1e30], [200.0, 200.0, 200.0]])
+def test_gradients_of_huge_logits_are_finite(kind: str, z: list[float]) -> None:
+    loss, g = gradient(kind, np.array(z), [0], 1.0)
+    assert np.isfinite(loss)
+    expected = gradient_of(np.clip(z, -500, 500) if kind == "bce" else np.array(z), [0], kind)
+    np.testing.assert_allclose(g, expected, rtol=1e-6, atol=1e-37)
+
+
+def test_every_finite_half_is_read_exactly() -> None:
+    halves = np.arange(65536, dtype=np.uint16)
+    finite = halves[np.isfinite(halves.view(np.float16))]
+    assert len(finite) == 65536 - 2 * 1024
+    bits = np.empty(len(finite), np.int32)
+    half_to_float(finite, bits)
+    np.testing.assert_array_equal(bits.view(np.float32) * HALF_SCALE, finite.view(np.float16).astype(np.float32))
+
+
+def test_to_half_rounds_and_stays_finite() -> None:
+    x = np.concatenate([np.random.default_rng(0).normal(0, 10, 10_000), [1e6, -1e6, 65520.0, 0.0, 1e-9]]).astype(
+        np.float32
+    )
+    half = to_half(x)
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half[:-5], x[:-5].astype(np.float16))
+    np.testing.assert_array_equal(half[-5:], np.array([65504, -65504, 65504, 0, 0], np.float16))
+    np.testing.assert_array_equal(to_half(x.reshape(5, -1)), half.reshape(5, -1))

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import PlainLinear, config_of, loss_of, random_samples, rows_of, targets_of
+
+from machxc.repetition.encode import Rows
+from machxc.repetition.linear import LinearLearner, LinearScorer
+from machxc.repetition.targets import Targets
+
+ROWS, BUCKETS = 12, 7
+RATES = (1.0, 0.4)
+
+
+def twins(kind: str, seed: int = 0, *, zero: bool = False) -> tuple[LinearLearner, PlainLinear]:
+    """A learner and its plain twin, with the same weights."""
+    random = np.random.default_rng(seed)
+    table = random.normal(0, 0 if zero else 1, (ROWS, BUCKETS)).astype(np.float32)
+    bias = random.normal(0, 1, BUCKETS).astype(np.float32)
+    learner = LinearLearner.start(config_of(buckets=BUCKETS, loss=kind), 0, ROWS, bias.copy())
+    learner.table[:] = table
+    return learner, PlainLinear(table.astype(np.float64), bias.astype(np.float64), kind)
+
+
+def samples(n: int, seed: int = 1) -> tuple[Any, Any, list[float]]:
+    random = np.random.default_rng(seed)
+    weights = random.choice([0.0, 0.5, 1.0, 2.0], n).tolist()
+    return *random_samples(random, n, ROWS, BUCKETS), weights
+
+
+def assert_twins(learner: LinearLearner, plain: PlainLinear, rtol: float = 1e-4) -> None:
+    np.testing.assert_allclose(learner.table, plain.table, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(learner.bias, plain.bias, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(learner.squares, plain.squares, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+@pytest.mark.parametrize("n", [1, 2, 60])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_steps_are_those_of_plain_numpy(kind: str, n: int, seed: int) -> None:
+    learner, plain = twins(kind, seed)
+    inputs, targets, weights = samples(n, seed + 10)
+    loss = learner.train(rows_of(inputs), targets_of(targets, weights), RATES, 0)
+    rates = [RATES[0] + (RATES[1] - RATES[0]) * i / n for i in range(n)]
+    expected = sum(plain.step(*one) for one in zip(inputs, targets, weights, rates, strict=True))
+    assert_twins(learner, plain)
+    if kind == "softmax":
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+def test_the_first_step_of_a_row_goes_down_the_slope_of_the_loss(kind: str) -> None:
+    learner, plain = twins(kind)
+    row, targets = [(3, 0.5), (5, -1.0), (8, 2.0)], [1, 4]
+    learner.train(rows_of([row]), targets_of([targets]), (1.0, 1.0), 0)
+
+    def loss(table: Any, bias: Any) -> float:
+        return loss_of(bias + sum(w * table[i] for i, w in row), targets, kind)
+
+    for i, _ in row:
+        step = learner.table[i] - plain.table[i]
+        slope = np.zeros(BUCKETS)
+        for b in range(BUCKETS):
+            up, down = plain.table.copy(), plain.table.copy()
+            up[i, b] += 1e-5
+            down[i, b] -= 1e-5
+            slope[b] = (loss(up, plain.bias) - loss(down, plain.bias)) / 2e-5
+        np.testing.assert_allclose(step, -slope / np.linalg.norm(slope), atol=1e-4)  # of length rate: Adagrad's first
+    other = np.setdiff1d(np.arange(ROWS), [3, 5, 8])
+    np.testing.assert_array_equal(learner.table[other], plain.table[other].astype(np.float32))
+
+
+def test_passes_add_up() -> None:
+    """Training on the parts of a list one after the other is training on the whole."""
+    inputs, targets, weights = samples(40)
+    whole, _ = twins("softmax")
+    parts, _ = twins("softmax")
+    whole.train(rows_of(inputs), targets_of(targets, weights), (1.0, 1.0), 0)
+    for start in range(0, 40, 7):
+        part = slice(start, start + 7)
+        parts.train(rows_of(inputs[part]), targets_of(targets[part], weights[part]), (1.0, 1.0), start)
+    assert whole.table.tobytes() == parts.table.tobytes()
+    assert whole.bias.tobytes() == parts.bias.tobytes()
+
+
+def test_a_softmax_learns_nothing_of_a_sample_without_labels() -> None:
+    learner, plain = twins("softmax")
+    assert learner.train(rows_of([[(1, 1.0)]]), targets_of([[]]), (1.0, 1.0), 0) == 0.0
+    assert_twins(learner, plain, 0)
+
+
+def test_a_cross_entropy_learns_of_a_sample_without_labels_that_no_bucket_is_right() -> None:
+    learner, plain = twins("bce")
+    learner.train(rows_of([[(1, 1.0)]]), targets_of([[]]), (1.0, 1.0), 0)
+    assert (learner.table[1] < plain.table[1]).all()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+def test_a_sample_of_weight_0_has_no_effect(kind: str) -> None:
+    inputs, targets, _ = samples(30)
+    weights = [float(i % 3 > 0) for i in range(30)]
+    with_all, _ = twins(kind)
+    with_rest, _ = twins(kind)
+    with_all.train(rows_of(inputs), targets_of(targets, weights), (1.0, 1.0), 0)
+    rest = [i for i in range(30) if weights[i]]
+    with_rest.train(rows_of([inputs[i] for i in rest]), targets_of([targets[i] for i in rest]), (1.0, 1.0), 0)
+    np.testing.assert_allclose(with_all.table, with_rest.table, rtol=1e-6)
+    np.testing.assert_allclose(with_all.bias, with_rest.bias, rtol=1e-6)
+
+
+def test_only_the_proportions_of_weights_matter() -> None:
+    """The adaptive step divides by the size of the gradients: all weights times 4 give the same model."""
+    inputs, targets, weights = samples(30)
+    one, _ = twins("softmax")
+    other, _ = twins("softmax")
+    one.train(rows_of(inputs), targets_of(targets, weights), RATES, 0)
+    other.train(rows_of(inputs), targets_of(targets, [4 * w for w in weights]), RATES, 0)
+    np.testing.assert_allclose(one.table, other.table, rtol=1e-5, atol=1e-6)
+
+
+def trained(kind: str = "softmax", prune: float = 0.0) -> LinearLearner:
+    learner, _ = twins(kind, zero=True)
+    learner.prune = np.float32(prune)
+    for seed in range(5):
+        inputs, targets, weights = samples(40, seed)
+        learner.train(rows_of(inputs), targets_of(targets, weights), RATES, 0)
+    return learner
+
+
+def scored(learner: LinearLearner, rows: Rows) -> Any:
+    out = np.full((len(rows), BUCKETS), np.nan, np.float32)
+    LinearScorer(learner.tensors()).logits(rows, out)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+def test_logits_are_the_bias_and_the_weighted_rows(kind: str) -> None:
+    learner, (inputs, _, _) = trained(kind), samples(20)
+    expected = [learner.bias + sum(w * learner.table[i].astype(np.float64) for i, w in row) for row in inputs]
+    np.testing.assert_allclose(learner.logits(rows_of(inputs)), expected, atol=1e-5)
+
+
+def test_without_pruning_the_stored_model_scores_as_the_learner_to_half_precision() -> None:
+    learner, (inputs, _, _) = trained(), samples(20)
+    exact, sizes = learner.logits(rows_of(inputs)), [sum(abs(w) for _, w in row) for row in inputs]
+    tolerance = np.outer(sizes, np.full(BUCKETS, np.abs(learner.table).max() * 2.0**-11)) + 1e-5
+    assert (np.abs(scored(learner, rows_of(inputs)) - exact) <= tolerance).all()
+
+
+@pytest.mark.parametrize("prune", [0.0, 0.1, 0.5, 100.0])
+def test_stored_weights_are_those_more_than_prune_from_0(prune: float) -> None:
+    learner, (inputs, _, _) = trained(prune=prune), samples(20)
+    stored = learner.tensors()
+    table = np.zeros((ROWS, BUCKETS))
+    for row in range(ROWS):
+        entries = slice(stored["starts"][row], stored["starts"][row + 1])
+        assert (np.diff(stored["buckets"][entries].astype(int)) > 0).all()
+        table[row, stored["buckets"][entries]] = stored["weights"][entries]
+    kept = np.where(np.abs(learner.table) > np.float32(prune), learner.table, 0)
+    np.testing.assert_array_equal(table, kept.astype(np.float16))
+    assert stored["starts"][-1] == len(stored["buckets"]) == len(stored["weights"]) == np.count_nonzero(kept)
+    expected = [learner.bias + sum(w * table[i] for i, w in row) for row in inputs]
+    np.testing.assert_allclose(scored(learner, rows_of(inputs)), expected, atol=1e-5)
+
+
+def test_stored_tensors_are_copies() -> None:
+    learner = trained()
+    before = {name: tensor.copy() for name, tensor in learner.tensors().items()}
+    stored = learner.tensors()
+    inputs, targets, weights = samples(40)
+    learner.train(rows_of(inputs), targets_of(targets, weights), RATES, 0)
+    assert all(stored[name].tobytes() == before[name].tobytes() for name in before)
+
+
+def test_scores_go_into_a_part_of_a_larger_array() -> None:
+    learner, (inputs, _, _) = trained(), samples(20)
+    sketch = np.full((20, 3, BUCKETS), np.nan, np.float32)
+    LinearScorer(learner.tensors()).logits(rows_of(inputs), sketch[:, 1])
+    np.testing.assert_array_equal(sketch[:, 1], scored(learner, rows_of(inputs)))
+    assert np.isnan(sketch[:, [0, 2]]).all()
+
+
+def test_a_model_without_rows_knows_the_frequencies_of_buckets() -> None:
+    learner = LinearLearner.start(config_of(buckets=3), 0, 0, np.array([0.0, 1.0, 2.0], np.float32))
+    empty = rows_of([[], []])
+    learner.train(
+        empty, Targets(np.array([0, 1, 2]), np.array([2, 2], np.int32), np.ones(2, np.float32)), (1.0, 0.5), 0
+    )
+    assert learner.bias[2] > 2
+    out = np.empty((2, 3), np.float32)
+    LinearScorer(learner.tensors()).logits(empty, out)
+    np.testing.assert_array_equal(out, [learner.bias] * 2)

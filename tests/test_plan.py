@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from machxc.config import BOUNDS, Config, Settings, TextConfig
+from machxc.cost import RUNTIME, cost_of
+from machxc.errors import DataError, MemoryBudgetError, SettingError
+from machxc.facts import Facts
+from machxc.plan import MOST_LINEAR_BUCKETS, Plan, make_plan
+
+TITLES = Facts(
+    n_samples=60_000, n_labels=40_000, n_seen=30_000, n_pairs=200_000, most_labels=20, n_features=2**32,
+    n_values=900_000, n_distinct=150_000, n_repeated=60_000, n_frequent=40_000, counts=True, dense=False, text=True,
+)  # fmt: skip
+FEW = Facts(
+    n_samples=200, n_labels=5, n_seen=5, n_pairs=200, most_labels=1, n_features=30, n_values=6000, n_distinct=30,
+    n_repeated=30, n_frequent=30, counts=False, dense=True, text=False,
+)  # fmt: skip
+ALWAYS_REASONED = {"loss", "hidden", "buckets", "repetitions", "epochs", "learning_rate", "feature_bits", "l2"}
+NAMES = [field.name for field in dataclasses.fields(Settings)]
+
+
+def plan_of(facts: Facts, settings: Settings | None = None, **asked: Any) -> Plan:
+    return make_plan(facts, settings or Settings(), text=TextConfig() if facts.text else None, **asked)
+
+
+@st.composite
+def any_facts(draw: st.DrawFn) -> Facts:
+    """Counts that some data could have."""
+    n, k = draw(st.integers(1, 10**9)), draw(st.integers(1, 2**32 - 1))
+    text = draw(st.booleans())
+    n_features = 2**32 if text else draw(st.integers(1, 2**32))
+    distinct = draw(st.integers(0, min(n_features, 10**8)))
+    repeated = draw(st.integers(0, distinct))
+    per_sample = draw(st.integers(1, 1000))
+    return Facts(
+        n_samples=n, n_labels=k, n_seen=draw(st.integers(1, k)), n_pairs=n * draw(st.integers(1, 100)),
+        most_labels=draw(st.integers(1, 1000)), n_features=n_features, n_values=n * per_sample,
+        n_distinct=distinct, n_repeated=repeated, n_frequent=draw(st.integers(0, repeated)),
+        counts=draw(st.booleans()), dense=not text and draw(st.booleans()), text=text,
+    )  # fmt: skip
+
+
+@given(any_facts(), st.integers(-3, 100), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_every_setting_chooses_itself_within_its_bounds(facts: Facts, jobs: int, in_memory: bool) -> None:
+    plan = plan_of(facts, jobs=jobs, in_memory=in_memory)
+    assert all(getattr(plan.config, name) is not None for name in NAMES)  # bounds are checked by Config
+    assert plan.reasons.keys() >= ALWAYS_REASONED
+    assert all(plan.reasons.values())
+    assert (plan.config.n_labels, plan.config.n_features) == (facts.n_labels, facts.n_features)
+    assert plan.config.hidden > 0 or plan.config.buckets <= MOST_LINEAR_BUCKETS
+    assert 1 <= plan.jobs <= plan.config.repetitions
+    assert plan.serving_bytes > RUNTIME
+    assert RUNTIME < plan.cost.training(1) <= plan.training_bytes or in_memory
+    assert plan.cpu_seconds > 0
+    assert Config.from_dict(json.loads(json.dumps(plan.to_dict()))["config"]) == plan.config
+
+
+@given(any_facts(), st.integers(1, 100))
+@settings(deadline=None, max_examples=50)
+def test_the_number_of_jobs_changes_no_setting(facts: Facts, jobs: int) -> None:
+    assert plan_of(facts, jobs=jobs).config == plan_of(facts).config
+
+
+GIVEN: dict[str, Any] = {
+    "repetitions": 7, "buckets": 123, "hidden": 33, "negatives": 5, "loss": "softmax", "epochs": 11,
+    "learning_rate": 0.125, "dropout": 0.25, "prune": 0.5, "feature_bits": 13, "min_count": 4, "sublinear_tf": False,
+    "idf": False, "l2": False, "estimator": "median", "validation_fraction": 0.125, "patience": 9, "seed": 42,
+}  # fmt: skip
+
+
+def test_what_is_given_is_kept() -> None:
+    assert set(GIVEN) == set(NAMES) <= set(BOUNDS)
+    plan = plan_of(TITLES, Settings(**GIVEN))
+    assert {name: getattr(plan.config, name) for name in NAMES} == GIVEN
+    assert plan.reasons == dict.fromkeys(set(GIVEN) - {"seed"}, "as asked")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "negatives"])
+def test_one_that_is_given_is_kept(name: str) -> None:
+    plan = plan_of(TITLES, Settings(**{name: GIVEN[name]}))
+    assert getattr(plan.config, name) == GIVEN[name]
+    assert plan.reasons.get(name, "as asked") == "as asked"
+    assert sum(reason == "as asked" for reason in plan.reasons.values()) == int(name != "seed")
+
+
+def test_the_loss_follows_from_the_labels_of_a_sample() -> None:
+    assert plan_of(FEW).config.loss == "softmax"
+    assert plan_of(dataclasses.replace(FEW, most_labels=2)).config.loss == "bce"
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 100])
+def test_few_labels_get_a_bucket_each(k: int) -> None:
+    config = plan_of(dataclasses.replace(FEW, n_labels=k, n_seen=k)).config
+    assert config.buckets >= max(2, k)
+    assert config.buckets & (config.buckets - 1) == 0  # a power of two: the hash is one-to-one
+
+
+def test_many_labels_share_buckets() -> None:
+    config = plan_of(TITLES).config
+    assert config.buckets < 40_000 // 10
+    assert config.repetitions > 4
+
+
+def test_every_column_gets_a_slot_where_there_is_room() -> None:
+    for n_features in (1, 2, 30, 1000, 1024, 1025):
+        config = plan_of(dataclasses.replace(FEW, n_features=n_features)).config
+        assert 2**config.feature_bits >= n_features
+
+
+def test_nothing_to_learn_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"nothing to learn: 0 samples"):
+        plan_of(dataclasses.replace(FEW, n_samples=0))
+    with pytest.raises(DataError, match=r"nothing to learn: 200 samples with 0 labels"):
+        plan_of(dataclasses.replace(FEW, n_seen=0))
+
+
+def test_negatives_need_a_hidden_layer() -> None:
+    with pytest.raises(SettingError, match=r"'negatives' needs a hidden layer.*Set 'hidden'"):
+        plan_of(TITLES, Settings(negatives=10, hidden=0))
+    assert plan_of(TITLES, Settings(negatives=10, hidden=8)).config.negatives == 10
+
+
+def test_a_linear_model_has_buckets_of_16_bits() -> None:
+    assert plan_of(TITLES, Settings(hidden=0, buckets=65536)).config.buckets == 65536
+    with pytest.raises(SettingError, match=r"'buckets'.*\[1, 65536\]. Got 65537 instead; set 'hidden'"):
+        plan_of(TITLES, Settings(hidden=0, buckets=65537))
+    assert plan_of(TITLES, Settings(hidden=8, buckets=65537)).config.buckets == 65537
+
+
+# ---- the memory budget
+
+
+def test_a_budget_that_is_met_changes_nothing() -> None:
+    free = plan_of(TITLES, jobs=4)
+    assert plan_of(TITLES, jobs=4, memory_budget=free.training_bytes) == free
+
+
+def test_a_tighter_budget_runs_fewer_repetitions_at_a_time() -> None:
+    free = plan_of(TITLES, jobs=4)
+    for jobs in (3, 2, 1):
+        plan = plan_of(TITLES, jobs=4, memory_budget=free.cost.training(jobs))
+        assert (plan.jobs, plan.config) == (jobs, free.config)
+        assert plan_of(TITLES, jobs=4, memory_budget=free.cost.training(jobs + 1) - 1).jobs == jobs
+
+
+def test_then_it_takes_fewer_feature_slots_then_fewer_buckets() -> None:
+    free = plan_of(TITLES)
+    budget, seen = free.training_bytes, [free]
+    while True:
+        try:
+            seen.append(plan_of(TITLES, memory_budget=budget - 1))
+        except MemoryBudgetError:
+            break
+        assert seen[-1].training_bytes < budget
+        budget = seen[-1].training_bytes
+    bits, buckets = ([getattr(plan.config, name) for plan in seen] for name in ("feature_bits", "buckets"))
+    assert bits == sorted(bits, reverse=True)
+    assert buckets == sorted(buckets, reverse=True)
+    assert all(now == free.config.buckets for now, bit in zip(buckets, bits, strict=True) if bit > min(bits))
+    assert bits[-1] < bits[0]
+    assert buckets[-1] < buckets[0]
+    assert "memory budget" in seen[-1].reasons["feature_bits"]
+    assert "memory budget" in seen[-1].reasons["buckets"]
+    kept = {"feature_bits", "buckets"}
+    assert {n: v for n, v in seen[-1].config.to_dict().items() if n not in kept} == {
+        n: v for n, v in free.config.to_dict().items() if n not in kept
+    }
+
+
+@pytest.mark.parametrize("asked", [{}, {"buckets": 800}, {"feature_bits": 18}, {"buckets": 800, "feature_bits": 18}])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_budget_that_cannot_be_met_is_refused_with_the_nearest_that_can(asked: Any, in_memory: bool) -> None:
+    chosen = Settings(**asked)
+    with pytest.raises(MemoryBudgetError) as error:
+        plan_of(TITLES, chosen, jobs=2, memory_budget=10**6, in_memory=in_memory)
+    message = str(error.value)
+    assert "memory budget is 1 MB" in message
+    found = re.search(r"can do with is (\d+) MB: one repetition at a time, feature_bits=(\d+), buckets=(\d+)", message)
+    assert found is not None
+    least = plan_of(TITLES, chosen, jobs=2, memory_budget=int(found[1]) * 10**6, in_memory=in_memory)
+    assert (least.jobs, least.config.feature_bits, least.config.buckets) == (1, int(found[2]), int(found[3]))
+    assert {name: getattr(least.config, name) for name in asked} == asked
+    with pytest.raises(MemoryBudgetError):
+        plan_of(TITLES, chosen, memory_budget=(int(found[1]) - 1) * 10**6, in_memory=in_memory)
+
+
+@given(any_facts(), st.integers(10**6, 10**12), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_a_plan_fits_the_budget_or_is_refused(facts: Facts, budget: int, in_memory: bool) -> None:
+    try:
+        plan = plan_of(facts, jobs=3, memory_budget=budget, in_memory=in_memory)
+    except MemoryBudgetError:
+        return
+    assert plan.training_bytes <= budget
+
+
+# ---- what is printed
+
+
+def test_the_description_has_every_reason_and_every_cost() -> None:
+    plan = plan_of(TITLES, Settings(epochs=3), jobs=2)
+    lines = plan.describe().splitlines()
+    for name, reason in plan.reasons.items():
+        assert any(line.startswith(name) and line.endswith(reason) for line in lines), name
+    text = "\n".join(lines)
+    assert "60,000 samples, 30,000 labels, 150,000 distinct features" in text
+    assert "3.33 labels and 15.0 features a sample" in text
+    assert re.search(r"training +[\d.]+ [MG]B +of memory, 2 repetitions at a time", text)
+    assert re.search(r"model +[\d.]+ [KMG]B +on disk, about; [\d.]+ [MG]B to serve", text)
+
+
+def test_plain_data_is_json() -> None:
+    plan = plan_of(TITLES, jobs=2)
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert Config.from_dict(data["config"]) == plan.config
+    assert data["training_bytes"] == plan.training_bytes
+    assert data["facts"]["n_samples"] == 60_000
+    assert data["reasons"] == plan.reasons
+
+
+# ---- what is estimated, and what it then takes
+
+
+CHANGES: dict[str, tuple[dict[str, Any], float, float]] = {  # what is changed, by how much memory and time grow
+    "buckets": ({"buckets": 1000}, 2.0, 2.0),
+    "slots": ({"feature_bits": 12}, 0.1, 1.0),
+    "repetitions": ({"repetitions": 32}, 1.0, 2.0),
+    "epochs": ({"epochs": 9}, 1.0, 3.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_cost_follows_the_settings(change: str) -> None:
+    chosen = {"buckets": 500, "hidden": 0, "feature_bits": 18, "epochs": 3, "repetitions": 16, "min_count": 1}
+    changed, memory, time = CHANGES[change]
+    one, two = (cost_of(plan_of(TITLES, Settings(**c)).config, TITLES) for c in (chosen, {**chosen, **changed}))
+    assert two.repetition / one.repetition == pytest.approx(memory, rel=0.2)
+    if change != "slots":  # a table that fits the caches is faster
+        assert two.cpu_seconds / one.cpu_seconds == pytest.approx(time, rel=0.2)
+
+
+CHILD = """
+import json, sys
+import numpy as np
+from machxc.config import Settings, TextConfig
+from machxc.facts import facts_of
+from machxc.labels import LabelNames
+from machxc.plan import make_plan
+from machxc.run import train_run
+from machxc.samples import Features, Labels, Samples
+from machxc.training import train
+
+jobs, chosen, folder = int(sys.argv[1]), Settings(**json.loads(sys.argv[2])), sys.argv[3]
+random = np.random.default_rng(0)
+n, vocabulary, k = 20_000, 200_000, 10_000
+rows = [np.unique((random.random(20) ** 3 * vocabulary).astype(np.uint64)) for _ in range(n)]
+tokens = np.concatenate(rows) * np.uint64(0x9E3779B1) % np.uint64(2**32)
+indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+features = Features(indptr, tokens.astype(np.uint32), np.ones(len(tokens), np.float32), 2**32)
+labels = np.sort((random.random((n, 2)) ** 2 * (k - 1)).astype(np.uint32), axis=1) + np.array([0, 1], np.uint32)
+samples = Samples(features, Labels(np.arange(0, 2 * n + 1, 2), labels.ravel(), k))
+if folder:
+    with open(folder + "/data.txt", "w") as file:
+        print(n, vocabulary, k, file=file)
+        for i, row in enumerate(rows):
+            print(*sorted(set(labels[i].tolist())), sep=",", end=" ", file=file)
+            print(*(f"{token}:1" for token in row.tolist()), file=file)
+    plans = []
+    tell = lambda plan, reason: plans.append(plan)
+    model = train_run(folder + "/data.txt", folder + "/model", chosen, jobs=jobs, on_plan=tell)
+    plan = plans[0]
+else:
+    asked = {"text": TextConfig(), "jobs": jobs}
+    plan = make_plan(facts_of(samples, text=True), chosen, in_memory=True, **asked)
+    model = train(samples, LabelNames.ids(k), chosen, **asked)
+with open("/proc/self/status") as file:
+    peak = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
+stored = sum(array.nbytes for tensors in model.data.repetitions.values() for array in tensors.values())
+print(json.dumps({"planned": plan.training_bytes, "peak": peak, "model": plan.model_bytes, "stored": stored}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory in /proc")
+@pytest.mark.parametrize(
+    ("jobs", "chosen", "from_file"),
+    [
+        (1, {"hidden": 0, "buckets": 1000, "repetitions": 2, "epochs": 1}, False),
+        (2, {"hidden": 0, "buckets": 500, "repetitions": 2, "epochs": 1}, True),
+        (1, {"hidden": 256, "buckets": 100, "negatives": 10, "repetitions": 4, "epochs": 1}, False),
+        (1, {"hidden": 256, "buckets": 100, "negatives": 10, "repetitions": 6, "epochs": 1}, True),
+    ],
+    ids=["linear", "linear-two-at-a-time-from-a-file", "hidden", "hidden-from-a-file"],
+)
+def test_training_takes_the_memory_that_was_planned(
+    tmp_path: Path, jobs: int, chosen: dict[str, int], from_file: bool
+) -> None:
+    arguments = [sys.executable, "-c", CHILD, str(jobs), json.dumps(chosen), str(tmp_path) if from_file else ""]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["peak"] > 300e6
+    assert found["planned"] / found["peak"] == pytest.approx(1, abs=0.25)
+    assert found["model"] / found["stored"] == pytest.approx(1, abs=0.5)
