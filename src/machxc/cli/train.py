@@ -1,0 +1,148 @@
+"""``machxc train``: learn from a file of samples, write a model folder. The twin of `machxc.run.train_run`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from machxc.cli import arguments as common
+from machxc.cli import console as show
+from machxc.cli.console import Console
+from machxc.cli.evaluate import metrics_table
+from machxc.cli.kernels import TRAINING, tell_of_compiling
+from machxc.errors import SettingError
+
+if TYPE_CHECKING:
+    from machxc.config import Settings, TextConfig
+    from machxc.data import ReadOptions
+    from machxc.model import Model
+    from machxc.plan import Plan
+
+
+def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
+    """Add the verb."""
+    parser = common.new_verb(
+        verbs,
+        "train DATA --output MODEL",
+        run,
+        "learn from a file of samples",
+        "Learn from a file of samples and write a model folder. Settings that are not given choose themselves, and are "
+        "printed with the reason for each. Stopped on the way, the same command goes on from the repetitions that are "
+        "finished.",
+        "interrupted: the repetitions that are finished are kept; the same command goes on from there",
+    )
+    parser.add_argument("data", metavar="DATA", help=common.DATA)
+    parser.add_argument("--output", metavar="MODEL", required=True, help="the model folder to write")
+    parser.add_argument("--test", metavar="FILE", help="samples to evaluate the model on, at the end")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run, and never discard it; a model that is complete is fine, too",
+    )
+    common.add_overwrite(parser, "replace a model that exists, and discard an interrupted run of another command")
+    common.add_json(parser)
+    common.add_settings(parser)
+    common.add_text(parser)
+    common.add_reading(parser)
+    return parser
+
+
+def run(arguments: Namespace, console: Console) -> None:
+    """Train, and say what came out."""
+    settings, text, options = common.settings(arguments), common.text_config(arguments), common.read_options(arguments)
+    if arguments.data == "-":
+        arguments.when_interrupted = "interrupted: standard input cannot be read again; start anew with --overwrite"
+    tell_of_compiling(console, TRAINING)
+    _check_test(arguments, options)
+    talk, begin = _PlanTalk(console), time.perf_counter()
+    model = _train(arguments, settings, options, text, console, talk)
+    arguments.when_interrupted = "interrupted: the model is complete"
+    result = {
+        "model": arguments.output,
+        "bytes": show.folder_size(arguments.output),
+        "seconds": round(time.perf_counter() - begin, 3),
+        **talk.result,
+    }
+    console.note(_done(result, model))
+    if arguments.test is not None:
+        result["test"] = _test(arguments, options, model, console)
+    if arguments.json:
+        console.json(result)
+
+
+def _train(
+    arguments: Namespace,
+    settings: Settings,
+    options: ReadOptions,
+    text: TextConfig | None,
+    console: Console,
+    on_plan: Callable[[Plan, str], None],
+) -> Model:
+    from machxc.run import train_run
+
+    with console.progress("reading", "B") as reading, console.progress("training", " samples") as training:
+        return train_run(
+            arguments.data,
+            arguments.output,
+            settings,
+            options=options,
+            text=text,
+            jobs=arguments.jobs,
+            memory_budget=arguments.memory,
+            overwrite=arguments.overwrite,
+            resume=arguments.resume,
+            on_plan=on_plan,
+            progress=training,
+            reading=reading,
+        )
+
+
+class _PlanTalk:
+    """Tells the plan when it is made, and keeps it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.result: dict[str, Any] = {}
+
+    def __call__(self, plan: Plan, text_reason: str) -> None:
+        self.result = {"plan": plan.to_dict(), "text_reason": text_reason}
+        self._console.note(show.plan(plan, text_reason))
+
+
+def _check_test(arguments: Namespace, options: ReadOptions) -> None:
+    """What is wrong with the test samples is said before training, not hours later."""
+    from machxc.evaluation import check_samples
+
+    if arguments.test == "-":
+        raise SettingError("--test cannot be standard input, which is read once only; give a file")
+    if arguments.test is not None:
+        check_samples(arguments.test, options)
+
+
+def _test(arguments: Namespace, options: ReadOptions, model: Model, console: Console) -> dict[str, float]:
+    from machxc.evaluation import evaluate
+
+    with console.progress("evaluating", "B") as progress:
+        metrics = evaluate(
+            model, arguments.test, options=options, unknown_labels="count", jobs=arguments.jobs, progress=progress
+        )
+    if not arguments.json:
+        console.out(metrics_table(metrics))
+    return metrics
+
+
+def _done(result: dict[str, Any], model: Model) -> str:
+    path = shlex.quote(result["model"])
+    if model.config.text is None:
+        following = f"machxc predict {path} DATA --output predictions.jsonl"
+    else:
+        following = f'machxc query {path} "some text"'
+    return show.facts(
+        {
+            "model": f"{result['model']}, {show.size(result['bytes'])}, after {show.duration(result['seconds'])}",
+            "next": following,
+        }
+    )

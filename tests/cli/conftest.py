@@ -1,0 +1,34 @@
+"""Tiny data, and models trained on it by the program itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cli_tools import Program, program, text_samples, write_jsonl, write_xmc
+
+from machxc.cli import main
+
+
+@pytest.fixture
+def machxc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    return program(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl, test.jsonl, train.xmc, test.xmc, and the models texts and numbers."""
+    folder = tmp_path_factory.mktemp("files")
+    write_jsonl(folder / "train.jsonl", text_samples(400, 1))
+    write_jsonl(folder / "test.jsonl", text_samples(80, 2))
+    write_xmc(folder / "train.xmc", 200, 3)
+    write_xmc(folder / "test.xmc", 50, 4)
+    for data, model in (("train.jsonl", "texts"), ("train.xmc", "numbers")):
+        assert main(["train", str(folder / data), "--output", str(folder / model), "--quiet"]) == 0
+    return folder
+
+
+def assert_one_error(err: str, pattern: str) -> None:
+    """Standard error is one line, an error that matches."""
+    assert re.fullmatch(rf"machxc: error: [^\n]*{pattern}[^\n]*\n", err), err
