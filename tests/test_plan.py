@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from machxc.config import BOUNDS, Config, Settings, TextConfig
-from machxc.cost import RUNTIME, cost_of
+from machxc.cost import RUNTIME, cost_of, physical_memory
 from machxc.errors import DataError, MemoryBudgetError, SettingError
 from machxc.facts import Facts
-from machxc.plan import MOST_LINEAR_BUCKETS, Plan, make_plan
+from machxc.plan import MOST_LINEAR_BUCKETS, Plan, make_plan, within_machine
 
 TITLES = Facts(
     n_samples=60_000, n_labels=40_000, n_seen=30_000, n_pairs=200_000, most_labels=20, n_features=2**32,
@@ -130,6 +130,8 @@ def test_negatives_need_a_hidden_layer() -> None:
     with pytest.raises(SettingError, match=r"'negatives' needs a hidden layer.*Set 'hidden'"):
         plan_of(TITLES, Settings(negatives=10, hidden=0))
     assert plan_of(TITLES, Settings(negatives=10, hidden=8)).config.negatives == 10
+    assert plan_of(TITLES, Settings(negatives=10)).config.hidden == 128
+    assert plan_of(TITLES, Settings(buckets=65537)).config.hidden == 128
 
 
 def test_a_linear_model_has_buckets_of_16_bits() -> None:
@@ -313,3 +315,16 @@ def test_training_takes_the_memory_that_was_planned(
     assert found["peak"] > 300e6
     assert found["planned"] / found["peak"] == pytest.approx(1, abs=0.25)
     assert found["model"] / found["stored"] == pytest.approx(1, abs=0.5)
+
+
+def test_without_a_budget_what_the_machine_has_bounds_the_jobs_only() -> None:
+    plan = plan_of(TITLES, jobs=4)
+    one = within_machine(plan, plan.cost.training(1))
+    assert (one.jobs, one.config) == (1, plan.config)
+    assert within_machine(plan, plan.training_bytes) == plan
+    with pytest.raises(MemoryBudgetError, match=r"one repetition at a time, and this machine has .* memory budget"):
+        within_machine(plan, plan.cost.training(1) - 1)
+
+
+def test_this_machine_has_memory() -> None:
+    assert physical_memory() > 100 << 20

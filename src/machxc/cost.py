@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import resource
 from dataclasses import dataclass
 
 from machxc.config import Config
@@ -45,6 +47,13 @@ class Cost:
         if self.in_memory:
             return RUNTIME + self.data + max(at_work + trained, self.counting + self.model)
         return RUNTIME + self.data + max(at_work, self.counting, self.model)
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has, or this process may use."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return whole if limit == resource.RLIM_INFINITY else min(whole, limit)
 
 
 def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:

@@ -19,7 +19,7 @@ from machxc.errors import DataError, MemoryBudgetError, SettingError
 from machxc.facts import Facts
 
 MOST_LINEAR_BUCKETS = 1 << 16  # bucket ids of a linear model are stored in 16 bits
-_MANY_SAMPLES = 8  # samples a distinct feature: above, a linear model underfits
+_FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many samples for each: linear underfits
 _FEW_SAMPLES = 50_000  # below, a lower learning rate
 _FEW_PER_LABEL = 3.0  # samples a label: below, every token counts
 _ONE_TO_ONE = 128  # labels: up to here each gets a bucket of its own
@@ -113,6 +113,21 @@ def make_plan(
     return plan
 
 
+def within_machine(plan: Plan, memory: int) -> Plan:
+    """The plan with as many repetitions at a time as fit ``memory`` bytes; MemoryBudgetError when not one does.
+
+    For a run without a memory budget: how many run side by side changes no byte of the model, settings would.
+    """
+    for jobs in range(plan.jobs, 0, -1):
+        if plan.cost.training(jobs) <= memory:
+            return dataclasses.replace(plan, jobs=jobs)
+    raise MemoryBudgetError(
+        f"training would take {_size(plan.cost.training(1), up=True)}, one repetition at a time, and this machine has "
+        f"{_size(memory)}. Give a memory budget of at most that, so that what was left to choose is chosen to fit, or "
+        "lower 'buckets', 'feature_bits' or 'hidden'."
+    )
+
+
 class _Chooser:
     """The rules, one a method; a later one may look at what an earlier one chose."""
 
@@ -169,10 +184,12 @@ class _Chooser:
 
     def _hidden(self) -> tuple[int, str]:
         f = self.facts
+        if self.given.get("negatives", 0) > 0 or self.given.get("buckets", 0) > MOST_LINEAR_BUCKETS:
+            return 128, "a linear model computes all buckets, and has fewer of them"
         ratio = f.n_samples / max(1, f.n_distinct)
-        if ratio >= _MANY_SAMPLES:
-            return 128, f"{ratio:.0f} samples for each distinct feature: more than a linear model can use"
-        return 0, f"linear: {ratio:.1f} samples for each distinct feature"
+        if f.n_distinct <= _FEW_FEATURES and ratio >= _MANY_SAMPLES:
+            return 128, f"{ratio:.0f} samples for each of {f.n_distinct:,} features: more than a linear model can use"
+        return 0, f"linear: {f.n_distinct:,} distinct features, {ratio:.1f} samples for each"
 
     def _buckets(self) -> tuple[int, str]:
         k = self.facts.n_labels

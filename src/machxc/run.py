@@ -28,13 +28,14 @@ from typing import Any
 
 from machxc import __version__
 from machxc.config import Config, Settings, TextConfig
+from machxc.cost import physical_memory
 from machxc.data import Dataset, ReadOptions, convert, is_store, open_store
 from machxc.errors import DataError, MachxcError, ModelError, OutputError, SettingError
 from machxc.facts import facts_of
 from machxc.files import find_folder, output_errors, replace_folder, sha256_file, staging_folder, write_file
 from machxc.folder import check_destination, finish_model, read_repetition, repetition_file, write_repetition
 from machxc.model import Model
-from machxc.plan import Plan, make_plan
+from machxc.plan import Plan, make_plan, within_machine
 from machxc.training import Progress, label_counts, run_repetitions
 
 log = logging.getLogger("machxc.run")
@@ -98,6 +99,8 @@ def train_run(
         plan = _plan(dataset, asked, jobs)
         if on_plan is not None:
             on_plan(plan, dataset.text_reason)
+        if memory_budget is None:
+            plan = within_machine(plan, physical_memory())
         _train_missing(folder, dataset, plan, progress)
         _publish(folder, Path(output), dataset, plan.config, overwrite=overwrite)
     return Model.load(output, verify=False)

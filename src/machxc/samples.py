@@ -87,7 +87,7 @@ class Labels:
 
     def counts(self) -> Int64:
         """How many samples carry each label: int64 [K]."""
-        return np.bincount(self.indices, minlength=self.n_labels).astype(np.int64)
+        return np.bincount(self.indices, minlength=self.n_labels).astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)

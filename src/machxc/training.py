@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from machxc.config import Config, Settings, TextConfig
+from machxc.cost import physical_memory
 from machxc.errors import DataError
 from machxc.executors import executor_for
 from machxc.facts import facts_of
 from machxc.folder import ModelData
 from machxc.labels import LabelNames
 from machxc.model import Model, partition_of
-from machxc.plan import make_plan
+from machxc.plan import make_plan, within_machine
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.samples import Array, Samples, UInt32
 
@@ -49,6 +50,8 @@ def train(
     facts = facts_of(samples, text=text is not None)
     chosen = settings or Settings()
     plan = make_plan(facts, chosen, text=text, jobs=jobs, memory_budget=memory_budget, in_memory=True)
+    if memory_budget is None:
+        plan = within_machine(plan, physical_memory())
     repetitions: dict[int, dict[str, Array]] = {}
     run_repetitions(samples, plan.config, range(plan.config.repetitions), repetitions.__setitem__, plan.jobs, progress)
     data = ModelData(plan.config, names, label_counts(samples), len(samples), dict(sorted(repetitions.items())))
