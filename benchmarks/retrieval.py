@@ -10,16 +10,12 @@ in nanoseconds per label and repetition. The first lines tell what compiling the
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numba
 import numpy as np
 
-import machxc
+import common
 from machxc.partition import HashPartition
 from machxc.retrieval import top_k
 from machxc.retrieval.estimators import contributions
@@ -124,22 +120,10 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=list(SIZES), help="numbers of labels K")
     parser.add_argument("--seconds", type=float, default=0.15, help="about so long for each number measured")
     arguments = parser.parse_args()
-    print(
-        f"machxc {machxc.__version__}, numpy {np.__version__}, numba {numba.__version__}, {platform.python_version()}"
-    )
-    load = f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
-    print(f"{processor()}, {load}, {platform.system()} {platform.machine()}; one thread")
+    print(f"{common.header()}\none thread")
     compile_kernels()
     for n_labels in arguments.labels:
         compare(n_labels, arguments.seconds)
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -11,23 +11,21 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
-import sklearn
 from sklearn.feature_extraction.text import HashingVectorizer
 
+import common
+import datasets
 from machxc.config import TextConfig
 from machxc.features.text import token_features
 
-TITLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "yso_finna_en" / "train.jsonl.zst"
+TITLES = datasets.FOLDER / "yso_finna_en" / "train.jsonl.zst"
 SETTINGS = {
     "words 1-2": (TextConfig(words=2), {"analyzer": "word", "ngram_range": (1, 2)}),
     "characters 2-4": (TextConfig(words=0, chars_min=2, chars_max=4), {"analyzer": "char_wb", "ngram_range": (2, 4)}),
@@ -40,8 +38,7 @@ def main() -> None:
     parser.add_argument("--titles", type=Path, default=TITLES, help='a .jsonl.zst file of {"text": ...} lines')
     parser.add_argument("--rounds", type=int, default=3, help="the best of this many is printed (default: %(default)s)")
     arguments = parser.parse_args()
-    print(f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, numpy {np.__version__}, "
-          f"numba {numba.__version__}, scikit-learn {sklearn.__version__}")  # fmt: skip
+    print(common.header())
     compiling = cpu_seconds(lambda: [token_features(["a"], config) for config, _ in SETTINGS.values()])
     print(f"first call (compiles, or reads the cache): {compiling:.2f} s\n")
     print(f"{'texts':<22}{'number':>9}{'chars':>7}{'ascii':>7}  {'n-grams':<16}{'by':<8}"
@@ -99,12 +96,6 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from machxc.facts import Facts
 from machxc.repetition.chunks import CHUNK, CHUNK_VALUES
 
 RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
-# weights stored for each meeting of a feature and a bucket at the default pruning (0.6 to 0.9, 1.5 to 1.7 measured)
-KEPT = {"bce": 0.8, "softmax": 1.6}
+# weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
+KEPT, PRUNED = {"bce": 0.55, "softmax": 1.2}, 0.3
 CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights and its chunk of features
 FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
 CACHED_RATE, MEMORY_RATE = 28e9, 15e9  # bytes a second that the kernels were seen to move (benchmarks/kernels.py)
@@ -113,9 +113,10 @@ def _kept(config: Config, facts: Facts, rows: int) -> float:
     Weights grow where a feature and a bucket meet in a sample; that many meetings, thrown at random at all the cells of
     the table, hit this share of them.
     """
-    meetings = KEPT[config.loss] * facts.per_sample * facts.n_pairs
-    cells = max(1, rows * config.buckets)
-    return 1.0 if config.prune == 0 else 1.0 - math.exp(-meetings / cells)
+    if config.prune == 0:
+        return 1.0
+    meetings = KEPT[config.loss] * (PRUNED / config.prune) * facts.per_sample * facts.n_pairs
+    return 1.0 - math.exp(-meetings / max(1, rows * config.buckets))
 
 
 def _cpu_seconds(config: Config, facts: Facts, table: int) -> float:

@@ -226,13 +226,13 @@ class _Chooser:
         return 0.0, ""
 
     def _prune(self) -> tuple[float, str]:
-        return 0.2, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
+        return 0.3, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
 
     def _min_count(self) -> tuple[int, str]:
         f = self.facts
         if not f.text or f.per_label < _FEW_PER_LABEL or f.n_samples < 2000:
             return 1, ""
-        if self.text is not None and self.text.words > 1:
+        if self.text is not None and self.text.words > 1 and not self.text.chars_max:
             return 3, "a word pair of one or two samples tells little of others"
         return 2, "a token of one sample only tells nothing of others"
 

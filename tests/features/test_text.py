@@ -372,7 +372,7 @@ def test_what_is_not_text_is_named(texts: Any, message: str) -> None:
 
 def test_names_get_characters_and_titles_get_words() -> None:
     config, reason = choose_text_config(["Paris", "New York", "Rio de Janeiro"])
-    assert config == TextConfig(words=1, chars_min=2, chars_max=4)
+    assert config == TextConfig(words=2, chars_min=1, chars_max=4)
     assert "2.00 words on average" in reason
     config, reason = choose_text_config(["how to cook rice", "why is my bread flat"])
     assert config == TextConfig(words=1)

@@ -44,9 +44,9 @@ def token_features(texts: Sequence[str], config: TextConfig) -> Features:
 def choose_text_config(texts: Sequence[str]) -> tuple[TextConfig, str]:
     """The n-grams to take of texts like these, and why, in one sentence.
 
-    Names and other texts of few words are told apart by their letters: words and character 2- to 4-grams. Longer
-    texts: words, and from `MANY_TEXTS` texts on word bigrams. A letter of a script without spaces counts as a word.
-    DataError as token_features.
+    Names and other texts of few words are told apart by their letters: words, their bigrams and character 1- to
+    4-grams. Longer texts: words, and from `MANY_TEXTS` texts on word bigrams. A letter of a script without spaces
+    counts as a word. DataError as token_features.
     """
     texts = _checked(texts)
     many = len(texts) >= MANY_TEXTS
@@ -57,9 +57,9 @@ def choose_text_config(texts: Sequence[str]) -> tuple[TextConfig, str]:
         return TextConfig(words=1), "words, as no text has a word to judge by"
     mean = float(counted.values.sum(dtype=np.float64)) / with_words
     if mean < _FEW_WORDS:
-        config = TextConfig(words=1, chars_min=2, chars_max=4)
+        config = TextConfig(words=2, chars_min=1, chars_max=4)
         few = f"a text has {mean:.2f} words on average, fewer than {_FEW_WORDS:g}"
-        return config, f"words and character 2- to 4-grams, as {few}"
+        return config, f"words, word bigrams and character 1- to 4-grams, as {few}"
     mean_words = f"a text has {mean:.2f} words on average"
     if many:
         return TextConfig(words=2), f"word uni- and bigrams, as {mean_words}"

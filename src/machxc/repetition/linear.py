@@ -82,7 +82,7 @@ class LinearLearner:
     def tensors(self) -> dict[str, Array]:
         """The trained weights as they are stored: row by row, those more than ``prune`` from 0, in float16.
 
-        Most weights of a linear model stay near 0 and change no ranking: five in a hundred are left at ``prune`` 0.2
+        Most weights of a linear model stay near 0 and change no ranking: four in a hundred are left at ``prune`` 0.3
         with tens of thousands of labels (docs/algorithm.md has the measurements).
         """
         starts = np.zeros(len(self.table) + 1, np.int64)
