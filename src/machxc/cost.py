@@ -16,8 +16,11 @@ RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 KEPT, PRUNED = {"bce": 0.55, "softmax": 1.2}, 0.3
 CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights and its chunk of features
 FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
-CACHED_RATE, MEMORY_RATE = 28e9, 15e9  # bytes a second that the kernels were seen to move (benchmarks/kernels.py)
+# bytes a second that the kernels were seen to move (benchmarks/kernels.py), on tables in the caches and in memory
+LINEAR_RATES, HIDDEN_RATES = (36e9, 14e9), (60e9, 35e9)
 PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
+READING = 0.4e-6  # seconds a feature of a text, to read it and to hash it
+STARTING = 1.2  # seconds to start, and to load compiled kernels
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,10 @@ def _kept(config: Config, facts: Facts, rows: int) -> float:
 
 
 def _cpu_seconds(config: Config, facts: Facts, table: int) -> float:
-    """Bytes that the kernels move, over the rate at which they were seen to move them."""
+    """Start and reading; then the bytes that the kernels move, over the rate at which they were seen to move them."""
     width = config.hidden or config.buckets
     outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets
     moved = 12 * facts.per_sample * width + 16 * outputs * config.hidden
-    rate = CACHED_RATE if table <= FAST_CACHE else MEMORY_RATE
-    return config.repetitions * config.epochs * facts.n_samples * (PER_SAMPLE + moved / rate)
+    rate = (HIDDEN_RATES if config.hidden else LINEAR_RATES)[table > FAST_CACHE]
+    trained = config.repetitions * config.epochs * facts.n_samples
+    return STARTING + READING * facts.n_values + trained * (PER_SAMPLE + moved / rate)
