@@ -13,7 +13,8 @@ from machxc.repetition.chunks import CHUNK, CHUNK_VALUES
 
 RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
-KEPT, PRUNED = {"bce": 0.55, "softmax": 1.2}, 0.3
+KEPT, PRUNED = {"bce": 0.55, "softmax": 0.93}, 0.3
+MOST_KEPT = 0.7  # share that is left where features and buckets meet all the time
 CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights and its chunk of features
 FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
 # bytes a second that the kernels were seen to move (benchmarks/kernels.py), on tables in the caches and in memory
@@ -119,7 +120,7 @@ def _kept(config: Config, facts: Facts, rows: int) -> float:
     if config.prune == 0:
         return 1.0
     meetings = KEPT[config.loss] * (PRUNED / config.prune) * facts.per_sample * facts.n_pairs
-    return 1.0 - math.exp(-meetings / max(1, rows * config.buckets))
+    return MOST_KEPT * (1.0 - math.exp(-meetings / max(1, rows * config.buckets) / MOST_KEPT))
 
 
 def _cpu_seconds(config: Config, facts: Facts, table: int) -> float:

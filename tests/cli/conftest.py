@@ -12,7 +12,8 @@ from machxc.cli import main
 
 
 @pytest.fixture
-def machxc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+def machxc(files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    """The program, after ``files`` has compiled its kernels: the line that says so stands before no error then."""
     return program(capsys, monkeypatch)
 
 
@@ -26,6 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_xmc(folder / "test.xmc", 50, 4)
     for data, model in (("train.jsonl", "texts"), ("train.xmc", "numbers")):
         assert main(["train", str(folder / data), "--output", str(folder / model), "--quiet"]) == 0
+    assert main(["query", str(folder / "texts"), "a text", "--quiet"]) == 0
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 
 class LocalExecutor:
@@ -19,8 +19,9 @@ class LocalExecutor:
     def run(self, task: Callable[[int], None], repetitions: Iterable[int], cancel: Callable[[], None]) -> None:
         """Call ``task(r)`` for each repetition, the lowest numbers first."""
         with ThreadPoolExecutor(self.jobs, thread_name_prefix="repetition") as pool:
-            futures = [pool.submit(task, r) for r in repetitions]
+            futures: list[Future[None]] = []
             try:
+                futures += (pool.submit(task, r) for r in repetitions)
                 for future in as_completed(futures):
                     future.result()
             except BaseException:

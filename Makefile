@@ -1,0 +1,56 @@
+# What a developer types. Every target makes what it needs: .venv with the package, installed as it lies here.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCES := src tests benchmarks scripts examples
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu lint format benchmark-accuracy docs-cli docs-figures clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-20s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.has-demo  ## train on the names of places, then ask; a minute or two, once
+	@$(BIN)/python examples/geonames_demo.py
+
+test: $(VENV)/.has-test  ## the tests, but slow ones and those that need an accelerator
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(VENV)/.has-test  ## the tests that take minutes
+	$(BIN)/pytest -m "slow and not gpu" || [ $$? -eq 5 ]  # 5: there is none
+
+test-gpu: $(VENV)/.has-test  ## the tests that need an accelerator
+	$(BIN)/pytest -m gpu || [ $$? -eq 5 ]
+
+lint: $(VENV)/.has-test $(VENV)/.has-lint  ## ruff and mypy, as CI runs them
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.has-lint  ## put the code in shape
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+benchmark-accuracy: $(VENV)/.has-test  ## accuracy, time, memory and model size on several data sets
+	$(BIN)/python benchmarks/accuracy.py
+
+docs-cli: $(VENV)/.has-test  ## write the reference of the command line anew
+	$(BIN)/python scripts/write_cli_reference.py
+
+docs-figures: $(VENV)/.has-test $(VENV)/.has-plots  ## measure and draw the figures of docs/
+	$(BIN)/python benchmarks/figures.py --docs
+
+clean:  ## remove what was made, but .venv
+	rm -rf demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp an extra: pip runs again when pyproject.toml changes, and else never.
+$(VENV)/.has-%: pyproject.toml | $(VENV)/.made
+	@echo "installing machxc[$*] into $(VENV) (once; a minute)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
