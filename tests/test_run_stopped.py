@@ -278,6 +278,7 @@ def test_ctrl_c_in_a_repetition_ends_the_others_and_keeps_what_is_finished(
     assert digests(output) == uninterrupted
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_sigint_ends_all_repetitions_and_keeps_what_is_finished(
     tmp_path: Path, data: Path, uninterrupted: dict[str, str], jobs: int
@@ -289,6 +290,7 @@ def test_sigint_ends_all_repetitions_and_keeps_what_is_finished(
         counted.append(done)
         if len(counted) == 5:
             os.kill(os.getpid(), signal.SIGINT)
+        if len(counted) >= 5:
             time.sleep(0.2)  # the main thread, which waits for the repetitions, is told
 
     settings = replace(SETTINGS, repetitions=50)

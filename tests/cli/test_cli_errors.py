@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_tools import Program, spawn, text_samples, write_jsonl
-from conftest import assert_one_error
 
+from cli_tools import Program, assert_one_error, spawn, text_samples, write_jsonl
 from machxc.cli import main
 
 GOOD = '{"text": "a b", "labels": ["x"]}\n'

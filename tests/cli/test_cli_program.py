@@ -137,6 +137,7 @@ def test_progress_is_shown_on_a_terminal_only(files: Path, tmp_path: Path) -> No
     assert "training:" not in spawn(*arguments).err
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_training_goes_on_with_the_same_command(files: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", text_samples(2000, 9))
     settings = ("--epochs", "60", "--repetitions", "12", "--hidden", "16", "--jobs", "1", "--quiet")

@@ -1,13 +1,14 @@
-"""Tiny data, and models trained on it by the program itself."""
+"""Tiny data, models trained on it by the program itself, and signals that arrive."""
 
 from __future__ import annotations
 
-import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_tools import Program, program, text_samples, write_jsonl, write_xmc
 
+from cli_tools import Program, program, text_samples, write_jsonl, write_xmc
 from machxc.cli import main
 
 
@@ -31,6 +32,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_one_error(err: str, pattern: str) -> None:
-    """Standard error is one line, an error that matches."""
-    assert re.fullmatch(rf"machxc: error: [^\n]*{pattern}[^\n]*\n", err), err
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, here and in child processes, also where the tests run in the background.
+
+    A shell without job control starts what runs in the background with SIGINT ignored, and children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,3 +85,8 @@ def write_xmc(path: Path, n: int, seed: int) -> Path:
         lines.append(f"{label} " + " ".join(f"{5 * label + j}:1" for j in sorted(draw.sample(range(5), 3))))
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def assert_one_error(err: str, pattern: str) -> None:
+    """Standard error is one line, an error that matches."""
+    assert re.fullmatch(rf"machxc: error: [^\n]*{pattern}[^\n]*\n", err), err
