@@ -18,7 +18,7 @@ MOST_KEPT = 0.7  # share that is left where features and buckets meet all the ti
 CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights and its chunk of features
 FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
 # bytes a second that the kernels were seen to move (benchmarks/kernels.py), on tables in the caches and in memory
-LINEAR_RATES, HIDDEN_RATES = (36e9, 14e9), (60e9, 35e9)
+LINEAR_RATES, HIDDEN_RATES = (36e9, 17e9), (60e9, 35e9)
 PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
 READING = 0.4e-6  # seconds a feature of a text, to read it and to hash it
 STARTING = 1.2  # seconds to start, and to load compiled kernels
