@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_tools import Program, spawn, text_samples, write_jsonl
 
 import machxc as package
+from cli_tools import Program, spawn, text_samples, write_jsonl
 from machxc.cli import info
 from machxc.cli.parser import verb_parsers
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_tools import Program, spawn, text_samples, write_jsonl
 from pyarrow import parquet
 
+from cli_tools import Program, spawn, text_samples, write_jsonl
 from machxc.model import Model
 
 
