@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -201,6 +202,37 @@ def test_overwrite_discards_a_run_asked_for_something_else(tmp_path: Path, data:
     train_run(data, tmp_path / "expected", other)
     assert digests(output) == digests(tmp_path / "expected")
     assert names(tmp_path) == {"data.jsonl", "model", "expected"}
+
+
+def test_a_stopped_run_of_standard_input_is_kept_unless_overwritten(
+    tmp_path: Path, data: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, piped = tmp_path / "model", Path("-")
+
+    def pipe() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data.read_bytes())))
+
+    pipe()
+    folder = stopped(piped, output)
+    pipe()
+    for resume, overwrite in ((False, False), (True, False), (True, True)):
+        with pytest.raises(DataError, match=r"standard input cannot be read again .* or --overwrite"):
+            train_run(piped, output, SETTINGS, resume=resume, overwrite=overwrite)
+        assert (folder / repetition_file(0)).exists()
+    train_run(piped, output, SETTINGS, overwrite=True)  # what was refused read nothing
+    assert digests(output) == uninterrupted
+
+
+def test_a_run_of_standard_input_that_finished_nothing_starts_again(
+    tmp_path: Path, data: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stop in (True, False):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data.read_bytes())))
+        if stop:
+            stopped(Path("-"), tmp_path / "model", n=0)
+        else:
+            train_run("-", tmp_path / "model", SETTINGS)
+    assert digests(tmp_path / "model") == uninterrupted
 
 
 def test_resume_never_discards(tmp_path: Path, data: Path) -> None:

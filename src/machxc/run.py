@@ -97,10 +97,10 @@ def train_run(
         check_destination(output, overwrite=overwrite)  # another process may have finished just now
         dataset = _dataset(folder, data, asked, overwrite=overwrite, resume=resume, reading=reading)
         plan = _plan(dataset, asked, jobs)
-        if on_plan is not None:
-            on_plan(plan, dataset.text_reason)
         if memory_budget is None:
             plan = within_machine(plan, physical_memory())
+        if on_plan is not None:
+            on_plan(plan, dataset.text_reason)
         _train_missing(folder, dataset, plan, progress)
         _publish(folder, Path(output), dataset, plan.config, overwrite=overwrite)
     return Model.load(output, verify=False)
@@ -191,7 +191,9 @@ def _dataset(
 ) -> Dataset:
     """The samples: those that an earlier run converted, when it was asked for the same, else converted now."""
     before = _read_run(folder)
-    if before is not None and (folder / _DATA).exists() | is_store(data):
+    if str(data) == "-" and ((overwrite and not resume) or not _has_repetitions(folder)):
+        before = None  # what was read once cannot be compared, and need not be
+    if before is not None and ((folder / _DATA).exists() or is_store(data)):
         now = asked.to_dict(_identity(data))
         differing = sorted(name for name in now if now[name] != before.get(name))
         if not differing:
