@@ -130,8 +130,7 @@ class Model:
         ``estimator``: how bucket scores are merged (default: the model's); ``method``: see `machxc.retrieval.top_k`.
         DataError when the features do not fit the model, SettingError when a parameter is out of its bounds.
         """
-        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-            raise SettingError(f"The 'k' parameter of top_k must be an int in [1, inf). Got {k!r} instead.")
+        retrieval.check_settings(k, method, jobs)
         ids = np.full((len(features), k), -1, np.int64)
         scores = np.full((len(features), k), -np.inf, np.float32)
         for start, stop in self._blocks(features):

@@ -7,8 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import gradient_of, loss_of
 
-from machxc.repetition.arithmetic import HALF_SCALE, exponential, half_to_float, sigmoid_gradient, softmax_gradient
-from machxc.repetition.linear import to_half
+from machxc.repetition.arithmetic import (
+    HALF_SCALE,
+    exponential,
+    half_to_float,
+    sigmoid_gradient,
+    softmax_gradient,
+    to_half,
+)
 from machxc.samples import Array, Float32
 
 GRADIENTS = {"softmax": softmax_gradient, "bce": sigmoid_gradient}

@@ -16,6 +16,16 @@ UInt16 = npt.NDArray[np.uint16]
 
 HALF_SCALE = np.float32(2.0**112)  # what a half's bits, moved into a float's places, must be multiplied by
 LARGEST_WEIGHT = np.float32(65000.0)  # of a feature in a sample: times HALF_SCALE it is still a float32
+BIAS_RATE = 0.1  # of the learning rate: the bias starts at the buckets' frequencies and need not go far
+
+
+def to_half(x: Float32) -> npt.NDArray[np.float16]:
+    """Round to float16; numbers beyond its range become its largest."""
+    limit = np.float32(np.finfo(np.float16).max)
+    out = np.empty(x.shape, np.float16)
+    for start in range(0, len(x), 4096):
+        out[start : start + 4096] = np.clip(x[start : start + 4096], -limit, limit)
+    return out
 
 
 @fast_kernel

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from machxc.compiled import fast_kernel, kernel
 from machxc.config import Config
 from machxc.repetition.arithmetic import (
+    BIAS_RATE,
     HALF_SCALE,
     Int32,
     UInt16,
@@ -22,12 +22,11 @@ from machxc.repetition.arithmetic import (
     half_to_float,
     sigmoid_gradient,
     softmax_gradient,
+    to_half,
 )
 from machxc.repetition.encode import Rows
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, Int64, frozen
-
-BIAS_RATE = 0.1  # of the learning rate: the bias starts at the buckets' frequencies and need not go far
 
 
 @dataclass
@@ -105,15 +104,6 @@ class LinearScorer:
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
         _score_stored(rows.indptr, rows.rows, rows.weights, self.starts, self.buckets, self.weights, self.bias, out)
-
-
-def to_half(x: Float32) -> npt.NDArray[np.float16]:
-    """Round to float16; numbers beyond its range become its largest."""
-    limit = np.float32(np.finfo(np.float16).max)
-    out = np.empty(x.shape, np.float16)
-    for start in range(0, len(x), 4096):
-        out[start : start + 4096] = np.clip(x[start : start + 4096], -limit, limit)
-    return out
 
 
 @fast_kernel

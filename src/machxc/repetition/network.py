@@ -13,6 +13,7 @@ from machxc.compiled import fast_kernel, kernel
 from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import (
+    BIAS_RATE,
     HALF_SCALE,
     Int32,
     UInt16,
@@ -21,9 +22,9 @@ from machxc.repetition.arithmetic import (
     half_to_float,
     sigmoid_gradient,
     softmax_gradient,
+    to_half,
 )
 from machxc.repetition.encode import Rows
-from machxc.repetition.linear import to_half
 from machxc.repetition.random import draw
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, frozen
@@ -210,7 +211,7 @@ def _train(
         for b in range(m):
             bias_gradient += g[b] * g[b]
         bias_square[0] += bias_gradient
-        bias_step = np.float32(0.1) * rate / np.sqrt(bias_square[0])
+        bias_step = np.float32(BIAS_RATE) * rate / np.sqrt(bias_square[0])
         for b in range(m):
             bucket = picked[b]
             add_row(dh, g[b], output[bucket])
@@ -230,7 +231,7 @@ def _train(
                 add_row(table[row_id], -rate * weight / np.sqrt(squares[row_id]), dh)
         last = len(squares) - 1
         squares[last] += dh_square
-        add_row(hidden_bias, -rate * np.float32(0.1) / np.sqrt(squares[last]), dh)
+        add_row(hidden_bias, -rate * np.float32(BIAS_RATE) / np.sqrt(squares[last]), dh)
     return loss
 
 

@@ -58,7 +58,7 @@ def top_k(
     logits are not finite.
     """
     check_names(loss, estimator)
-    _check_settings(k, method, jobs)
+    check_settings(k, method, jobs)
     _check_logits(logits, partition)
     bitmap = _bitmap(seen, partition.n_labels)
     chosen = None if candidates is None else _candidates(candidates, bitmap, partition.n_labels)
@@ -211,7 +211,8 @@ def _search_limit(partition: Partition, k: int, method: str, lanes: int) -> int:
     return limit if worth else 0
 
 
-def _check_settings(k: int, method: str, jobs: int) -> None:
+def check_settings(k: int, method: str, jobs: int) -> None:
+    """SettingError when one of these parameters of `top_k` is out of its bounds."""
     for name, value in (("k", k), ("jobs", jobs)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise SettingError(f"The '{name}' parameter of top_k must be an int in [1, inf). Got {value!r} instead.")
