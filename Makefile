@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCES := src tests benchmarks scripts examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu lint format benchmark-accuracy docs-cli docs-figures clean
+.PHONY: help demo test test-slow test-gpu lint format benchmark-accuracy compare docs-cli docs-figures clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-20s %s\n", $$1, $$2 }'
@@ -34,6 +34,10 @@ format: $(VENV)/.has-lint  ## put the code in shape
 
 benchmark-accuracy: $(VENV)/.has-test  ## accuracy, time, memory and model size on several data sets
 	$(BIN)/python benchmarks/accuracy.py
+
+compare: $(VENV)/.has-test $(VENV)/.has-plots  ## machxc and its peers side by side; hours, results are kept
+	$(BIN)/pip install --quiet --disable-pip-version-check simple-icd-10-cm
+	$(BIN)/python benchmarks/compare --docs
 
 docs-cli: $(VENV)/.has-test  ## write the reference of the command line anew
 	$(BIN)/python scripts/write_cli_reference.py
