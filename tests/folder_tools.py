@@ -21,10 +21,10 @@ from machxc.labels import LabelNames
 REPETITION = "repetition-00000.safetensors"
 
 FACTS: dict[str, Any] = {
-    "n_labels": 5, "n_features": 2**32, "repetitions": 2, "buckets": 3, "hidden": 0, "negatives": 0, "loss": "softmax",
-    "epochs": 1, "learning_rate": 0.1, "dropout": 0.0, "prune": 0.0, "feature_bits": 3, "min_count": 1,
-    "sublinear_tf": False, "idf": True, "l2": True, "estimator": "mean", "validation_fraction": 0.0, "patience": 1,
-    "seed": 0, "text": TextConfig(),
+    "n_labels": 5, "n_features": 2**32, "learner": "gradient", "repetitions": 2, "buckets": 3, "hidden": 0,
+    "negatives": 0, "loss": "softmax", "epochs": 1, "learning_rate": 0.1, "dropout": 0.0, "smoothing": 1.0,
+    "prune": 0.0, "feature_bits": 3, "min_count": 1, "sublinear_tf": False, "idf": True, "l2": True,
+    "estimator": "mean", "validation_fraction": 0.0, "patience": 1, "seed": 0, "text": TextConfig(),
 }  # fmt: skip
 NAMES = LabelNames.strings(["naïve", "b", "café", "a", "京都"])
 
@@ -60,7 +60,8 @@ def linear_tensors(config: Config, rows: int, random: np.random.Generator) -> di
     starts = np.zeros(rows + 1, np.int64)
     np.cumsum(kept.sum(axis=1), out=starts[1:])
     weights = random.standard_normal(int(starts[-1])).astype(np.float16)
-    return {"starts": starts, "buckets": np.nonzero(kept)[1].astype(np.uint16), "weights": weights}
+    width = np.uint16 if config.buckets <= 1 << 16 else np.uint32
+    return {"starts": starts, "buckets": np.nonzero(kept)[1].astype(width), "weights": weights}
 
 
 def tiny(names: LabelNames = NAMES, *, partition: bool = False, rows: int = 4, **changed: Any) -> ModelData:
@@ -103,6 +104,7 @@ def fingerprint(path: Path) -> dict[str, str]:
 
 MODELS = {
     "linear": tiny(),
+    "wide": tiny(buckets=65_537, repetitions=1, rows=3),
     "hidden": tiny(hidden=6, seed=1),
     "ids": tiny(LabelNames.ids(7)),
     "integers": tiny(LabelNames.integers([-3, 0, 12])),

@@ -17,11 +17,12 @@ from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-from machxc.config import ESTIMATORS, LOSSES, Settings
+from machxc.config import ESTIMATORS, LOSSES, Settings, TextConfig
 from machxc.data.arrays import features_of, labels_of
 from machxc.errors import DataError, MachxcError, MemoryBudgetError, ModelError, OutputError, SettingError
-from machxc.estimator import MACHClassifier, samples_of
+from machxc.estimator import MACHClassifier
 from machxc.metrics import precision_at_k, precision_at_k_scorer
+from machxc.reordering import samples_of
 from machxc.samples import Features, Samples
 
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
@@ -74,7 +75,13 @@ def test_scikit_learns_own_checks_all_pass() -> None:
 
 def test_every_setting_is_a_parameter() -> None:
     settings = set(Settings.__dataclass_fields__) - {"seed"}
-    assert settings | {"random_state", "words", "chars_min", "chars_max"} <= set(MACHClassifier().get_params())
+    assert settings | {"random_state", "words", "chars_min", "chars_max", "fold"} <= set(MACHClassifier().get_params())
+
+
+def test_folded_letters_are_compared_without_their_marks() -> None:
+    model = classifier(words=1, fold=True).fit(["a río", "a lago"], ["river", "lake"])
+    assert model.model_.config.text == TextConfig(words=1, fold=True)
+    assert model.top_k(["rio"], k=2)[1].tolist() == model.top_k(["Río"], k=2)[1].tolist()
 
 
 def test_from_texts_to_names(by_text: MACHClassifier) -> None:
@@ -293,6 +300,7 @@ def test_jobs_change_no_result(by_text: MACHClassifier) -> None:
         ({"loss": "hinge"}, "The 'loss' parameter of MACHClassifier must be one of .* Got 'hinge' instead."),
         ({"estimator": "sum"}, "The 'estimator' parameter of MACHClassifier must be one of"),
         ({"words": 9}, r"The 'words' parameter of MACHClassifier must be an int in \[0, 5\]. Got 9"),
+        ({"fold": 1}, "The 'fold' parameter of MACHClassifier must be True or False. Got 1 instead"),
         ({"threshold": 1.5}, r"The 'threshold' parameter of MACHClassifier must be a number in \[0, 1\]. Got 1.5"),
         ({"random_state": -1}, "The 'random_state' parameter of MACHClassifier must be an int in"),
         ({"random_state": "x"}, "The 'random_state' parameter of MACHClassifier must be an int in"),

@@ -19,8 +19,10 @@ import safetensors.numpy
 
 from folder_tools import (
     MODELS,
+    REPETITION,
     assert_same_arrays,
     assert_same_model,
+    change_tensor,
     config_of,
     fingerprint,
     tensors_of,
@@ -224,13 +226,27 @@ def test_check_repetition_accepts_rows_that_are_empty_or_full(starts: list[int])
     check_repetition(config_of(), sparse(starts, starts[-1]))
 
 
-def test_a_linear_repetition_has_65536_buckets_at_most() -> None:
+def test_bucket_ids_have_16_bits_up_to_65536_buckets_then_32() -> None:
     config = config_of(buckets=65536)
     tensors = {**sparse([0, 1, 1, 1, 1], 1, buckets=[65535]), "bias": np.zeros(65536, np.float32)}
     check_repetition(config, tensors)
-    tensors["bias"] = np.zeros(65537, np.float32)
-    with pytest.raises(ModelError, match=r"'buckets': expected ids that fit into uint16, got a range of \[0, 65537\)"):
-        check_repetition(dataclasses.replace(config, buckets=65537), tensors)
+    more, bias = dataclasses.replace(config, buckets=65537), np.zeros(65537, np.float32)
+    with pytest.raises(ModelError, match=r"'buckets' to be uint32 \[1\], got uint16 \[1\]"):
+        check_repetition(more, {**tensors, "bias": bias})
+    check_repetition(more, {**tensors, "bias": bias, "buckets": np.array([65536], np.uint32)})
+    for beyond in (65537, 2**32 - 1):
+        with pytest.raises(
+            ModelError, match=rf"'buckets': expected values in \[0, 65537\), got \[{beyond}, {beyond}\]"
+        ):
+            check_repetition(more, {**tensors, "bias": bias, "buckets": np.array([beyond], np.uint32)})
+
+
+def test_a_damaged_bucket_of_a_wide_model_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", MODELS["wide"])
+    load_model(tmp_path / "model")
+    change_tensor(tmp_path / "model", REPETITION, "buckets", 0, 65537)
+    with pytest.raises(ModelError, match=r"'buckets': expected values in \[0, 65537\)"):
+        load_model(tmp_path / "model")
 
 
 def test_check_repetition_accepts_the_largest_numbers_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,14 @@ from typing import Any
 from machxc.errors import ModelError, SettingError
 
 MAX_ID = 2**32 - 1
+NARROW = 1 << 16  # up to so many buckets, the ids of a linear repetition's are stored in 16 bits, else in 32
+LEARNERS = ("gradient", "counts")
 LOSSES = ("softmax", "bce")
 ESTIMATORS = ("mean", "unbiased", "log-probability", "logit", "min", "median")
 
 # name -> (type, lowest, highest) or a tuple of choices: one table for Settings, Config and the estimator.
 BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
+    "learner": LEARNERS,
     "repetitions": (int, 1, 4096),
     "buckets": (int, 1, MAX_ID),
     "hidden": (int, 0, 65536),
@@ -31,6 +34,7 @@ BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
     "epochs": (int, 1, 10_000),
     "learning_rate": (float, 1e-9, 1e6),
     "dropout": (float, 0.0, 0.99),
+    "smoothing": (float, 1e-6, 1e9),
     "prune": (float, 0.0, 1e6),
     "feature_bits": (int, 1, 32),
     "min_count": (int, 1, MAX_ID),
@@ -44,6 +48,7 @@ BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
     "words": (int, 0, 5),
     "chars_min": (int, 0, 16),
     "chars_max": (int, 0, 16),
+    "fold": (bool, 0, 1),
     "n_labels": (int, 1, MAX_ID),
     "n_features": (int, 1, 2**32),
 }
@@ -72,15 +77,17 @@ def _expected(kind: type, low: float, high: float) -> str:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How text becomes token hashes (features/text.py): which n-grams are taken.
+    """How text becomes token hashes (features/text.py): which n-grams are taken, of which letters.
 
     ``words``: word n-grams of 1 to this many words (0: none). ``chars_min``, ``chars_max``: character n-grams of that
-    many characters within a word and its two edges (0, 0: none).
+    many characters within a word and its two edges (0, 0: none). ``fold``: letters are compared without their
+    diacritical marks.
     """
 
     words: int = 2
     chars_min: int = 0
     chars_max: int = 0
+    fold: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -98,15 +105,17 @@ class TextConfig:
 class Settings:
     """What a user may set for training. None: it chooses itself from the data (plan.py tells how, and why).
 
-    repetitions R, buckets B (a repetition), hidden (units; 0 is the linear model), negatives (sampled buckets a
-    sample; 0 is all of them), loss ("softmax" or "bce"), epochs, learning_rate (initial, decays linearly to 0),
-    dropout (probability that an input feature is left out), prune (linear model: weights
-    nearer to 0 are not stored), feature_bits (features are hashed to 2**bits slots),
+    learner ("gradient": weights are learnt step by step; "counts": they follow from how often features meet buckets),
+    repetitions R, buckets B (a repetition), hidden (units; 0 is the linear model), negatives (sampled buckets a sample;
+    0 is all of them), loss ("softmax" or "bce"), epochs, learning_rate (initial, decays linearly to 0), dropout
+    (probability that an input feature is left out), smoothing (counts: background samples added to those of a bucket),
+    prune (linear model: weights nearer to 0 are not stored), feature_bits (features are hashed to 2**bits slots),
     min_count (slots seen in fewer training samples are dropped), sublinear_tf, idf, l2 (weighting of features),
     estimator (how R bucket scores become a label's score), validation_fraction and patience (early stopping: held-out
     part of the samples; epochs without improvement), seed.
     """
 
+    learner: str | None = None
     repetitions: int | None = None
     buckets: int | None = None
     hidden: int | None = None
@@ -115,6 +124,7 @@ class Settings:
     epochs: int | None = None
     learning_rate: float | None = None
     dropout: float | None = None
+    smoothing: float | None = None
     prune: float | None = None
     feature_bits: int | None = None
     min_count: int | None = None
@@ -157,6 +167,7 @@ class Config:
 
     n_labels: int
     n_features: int
+    learner: str
     repetitions: int
     buckets: int
     hidden: int
@@ -165,6 +176,7 @@ class Config:
     epochs: int
     learning_rate: float
     dropout: float
+    smoothing: float
     prune: float
     feature_bits: int
     min_count: int

@@ -7,7 +7,7 @@ import os
 import resource
 from dataclasses import dataclass
 
-from machxc.config import Config
+from machxc.config import NARROW, Config
 from machxc.facts import Facts
 from machxc.repetition.chunks import CHUNK, CHUNK_VALUES
 
@@ -19,6 +19,8 @@ CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights
 FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
 # bytes a second that the kernels were seen to move (benchmarks/kernels.py), on tables in the caches and in memory
 LINEAR_RATES, HIDDEN_RATES = (36e9, 17e9), (60e9, 35e9)
+REPEATED = -0.25  # of the meetings of features and buckets, the share that are the first: samples a label to this power
+COUNTING = 60e-9  # seconds a meeting, where weights are counted
 PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
 READING = 0.4e-6  # seconds a feature of a text, to read it and to hash it
 STARTING = 1.2  # seconds to start, and to load compiled kernels
@@ -66,6 +68,8 @@ def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
     rows = _rows(config, facts, slots)
     width = config.hidden or config.buckets
     output = config.buckets * config.hidden
+    if config.learner == "counts":
+        return _counted(config, facts, slots, rows, in_memory=in_memory)
     kept = int(_kept(config, facts, rows) * rows * width)
     stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else 4 * kept)
     model = config.repetitions * stored + 4 * config.n_labels
@@ -77,6 +81,27 @@ def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
         model=model,
         serving=RUNTIME + model + 4 * config.repetitions * output,
         cpu_seconds=_cpu_seconds(config, facts, 4 * rows * width),
+        in_memory=in_memory,
+    )
+
+
+def _counted(config: Config, facts: Facts, slots: int, rows: int, *, in_memory: bool) -> Cost:
+    """The cost where weights are counted: an entry for each distinct pair of a feature and a bucket that met."""
+    meetings = facts.per_sample * facts.n_pairs
+    entries = int(meetings * min(1.0, max(1.0, facts.per_label) ** REPEATED))
+    entry = 4 if config.buckets <= NARROW else 6
+    stored = 4 * slots + 12 * rows + entry * entries + 4 * config.buckets
+    model = config.repetitions * stored + 4 * config.n_labels
+    chunk = 8 * min(CHUNK_VALUES, int(facts.per_sample * min(CHUNK, facts.n_samples)))
+    pairs = 12 * facts.n_pairs + 16 * facts.n_samples
+    return Cost(
+        data=8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples,
+        counting=8 * facts.n_pairs + 16 * facts.n_labels,
+        repetition=8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + stored + chunk,
+        stored=stored,
+        model=model,
+        serving=RUNTIME + model + 4 * config.buckets,
+        cpu_seconds=STARTING + READING * facts.n_values + config.repetitions * COUNTING * meetings,
         in_memory=in_memory,
     )
 

@@ -1,6 +1,7 @@
 """MACHClassifier: machxc as a scikit-learn estimator. What it adds to training and model is scikit-learn's manners.
 
-Two more than training has: rows in another order give the same model, and weight 2 is the sample twice (`samples_of`).
+Two more than training has: rows in another order give the same model, and weight 2 is the sample twice (see
+`machxc.reordering`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from machxc.data.arrays import Form, features_of, match_labels, parsed_labels, t
 from machxc.errors import DataError, MemoryBudgetError, SettingError
 from machxc.metrics import check_count, hits
 from machxc.model import Model
-from machxc.samples import Array, Features, Float32, Int64, Labels, Samples
+from machxc.reordering import samples_of
+from machxc.samples import Array, Features, Float32, Int64
 from machxc.training import train
 
 Float64 = npt.NDArray[np.float64]
-UInt64 = npt.NDArray[np.uint64]
 
 _SETTINGS = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "seed")
 _TEXT = tuple(field.name for field in dataclasses.fields(TextConfig))
@@ -38,8 +39,6 @@ _MAX_SCORES = 1 << 27  # scores that a dense answer may have: 1 GiB of float64
 _TINY = float(np.finfo(np.float32).tiny)  # the least that a score above 0 may be
 _QUERIES = 4096  # samples whose labels are thresholded in one step
 _FIRST_LABELS = 32  # how many labels of a sample are looked at first
-_MOST_REPEATED = 4  # whole weights are carried out by repeating samples up to this many times the data
-_BLOCK = 1 << 16  # samples hashed in one step
 
 
 class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -53,13 +52,16 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    repetitions, buckets, hidden, negatives, loss, epochs, learning_rate, dropout, prune, feature_bits, min_count, \
-    sublinear_tf, idf, l2, estimator, validation_fraction, patience : default=None
+    learner, repetitions, buckets, hidden, negatives, loss, epochs, learning_rate, dropout, smoothing, prune, \
+    feature_bits, min_count, sublinear_tf, idf, l2, estimator, validation_fraction, patience : default=None
         See `machxc.config.Settings`. None: chosen from the data. ``estimator`` names how the scores of a label's R
         buckets become its score; it is a str, not an estimator object.
     words, chars_min, chars_max : int, default=None
         Which n-grams of texts are taken: word n-grams of up to ``words`` words, character n-grams of ``chars_min`` to
-        ``chars_max``. All None: chosen from the texts; one set: the others are as in `machxc.config.TextConfig`.
+        ``chars_max``.
+    fold : bool, default=None
+        Whether letters of texts are compared without their diacritical marks. This and the three above all None: chosen
+        from the texts; one set: the others are as in `machxc.config.TextConfig`.
     threshold : float in [0, 1], default=0.5
         The score from which `predict` gives a label, when samples have label sets.
     random_state : int, RandomState instance or None, default=0
@@ -86,6 +88,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
+        learner: str | None = None,
         repetitions: int | None = None,
         buckets: int | None = None,
         hidden: int | None = None,
@@ -94,6 +97,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         epochs: int | None = None,
         learning_rate: float | None = None,
         dropout: float | None = None,
+        smoothing: float | None = None,
         prune: float | None = None,
         feature_bits: int | None = None,
         min_count: int | None = None,
@@ -106,12 +110,14 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         words: int | None = None,
         chars_min: int | None = None,
         chars_max: int | None = None,
+        fold: bool | None = None,
         threshold: float = 0.5,
         random_state: Any = 0,
         n_jobs: int | None = None,
         memory_budget: int | None = None,
         verbose: bool = False,
     ) -> None:
+        self.learner = learner
         self.repetitions = repetitions
         self.buckets = buckets
         self.hidden = hidden
@@ -120,6 +126,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.epochs = epochs
         self.learning_rate = learning_rate
         self.dropout = dropout
+        self.smoothing = smoothing
         self.prune = prune
         self.feature_bits = feature_bits
         self.min_count = min_count
@@ -132,6 +139,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.words = words
         self.chars_min = chars_min
         self.chars_max = chars_max
+        self.fold = fold
         self.threshold = threshold
         self.random_state = random_state
         self.n_jobs = n_jobs
@@ -367,63 +375,6 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return matrix
         _refuse_large(*shape)
         return matrix.toarray()
-
-
-def samples_of(features: Features, labels: Labels, weights: Float32 | None = None) -> Samples:
-    """Samples in an order that depends on them alone, not on the order they came in; whole weights carried out.
-
-    A sample of weight 0 is left out. When all weights are whole numbers, a sample of weight 3 is there three times
-    (unless that makes more than four times as many samples): the same model as from repeated rows, to the last bit,
-    which steps three times as long would not give. Other weights stay weights. Takes the memory of a copy.
-    """
-    rows = np.arange(len(Samples(features, labels, weights)))
-    if weights is not None:
-        whole = (weights == np.floor(weights)).all() and float(weights.sum()) <= _MOST_REPEATED * len(weights)
-        rows = np.repeat(rows, weights.astype(np.int64)) if whole else np.flatnonzero(weights)
-        weights = None if whole else weights
-    hashes = _content_hashes(Samples(features, labels, weights))
-    rows = rows[np.argsort(hashes[rows], kind="stable")]
-    indptr, at = _taken(features.indptr, rows)
-    features = Features(indptr, features.indices[at], features.values[at], features.n_features)
-    indptr, at = _taken(labels.indptr, rows)
-    labels = Labels(indptr, labels.indices[at], labels.n_labels)
-    return Samples(features, labels, None if weights is None else weights[rows])
-
-
-def _content_hashes(samples: Samples) -> UInt64:
-    """A 64-bit hash of the features, labels and weight of each sample."""
-    hashes = np.empty(len(samples), np.uint64)
-    for start in range(0, len(samples), _BLOCK):
-        block = slice(start, min(start + _BLOCK, len(samples)))
-        features = samples.features.rows(block.start, block.stop)
-        labels = samples.labels.rows(block.start, block.stop)
-        entries = (features.indices.astype(np.uint64) << np.uint64(32)) | features.values.view(np.uint32)
-        hashes[block] = _row_sums(_scrambled(entries), features.indptr)
-        hashes[block] += _scrambled(_row_sums(_scrambled(labels.indices), labels.indptr))
-        if samples.weights is not None:
-            hashes[block] = _scrambled(hashes[block]) + samples.weights[block].view(np.uint32)
-    return hashes
-
-
-def _row_sums(hashes: UInt64, indptr: Int64) -> UInt64:
-    """Sums modulo 2**64, in which differences of running sums are exact."""
-    sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(hashes, dtype=np.uint64)))
-    return np.asarray(sums[indptr[1:]] - sums[indptr[:-1]])
-
-
-def _scrambled(values: Array) -> UInt64:
-    """The output function of SplitMix64."""
-    z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(z ^ (z >> np.uint64(31)))
-
-
-def _taken(indptr: Int64, rows: Int64) -> tuple[Int64, Int64]:
-    """Of the chosen rows of a CSR matrix: their offsets, and where each of their items is."""
-    sizes = np.diff(indptr)[rows]
-    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    return offsets, np.repeat(indptr[rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
 
 
 def _plain(value: Any) -> Any:

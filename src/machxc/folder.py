@@ -29,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from machxc.config import Config
+from machxc.config import NARROW, Config
 from machxc.errors import ModelError, OutputError
 from machxc.files import (
     check_target,
@@ -75,6 +75,14 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
         # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them
         "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
         "buckets": TensorSpec("U16", ("entries",), below="B"),
+        "weights": TensorSpec("F16", ("entries",)),
+        "bias": TensorSpec("F32", ("B",)),
+    },
+    "wide": {  # linear, with more buckets than 16 bits can tell apart
+        "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
+        "row_weights": TensorSpec("F32", ("rows",)),
+        "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
+        "buckets": TensorSpec("U32", ("entries",), below="B"),
         "weights": TensorSpec("F16", ("entries",)),
         "bias": TensorSpec("F32", ("B",)),
     },
@@ -376,7 +384,9 @@ def _is_ours(name: str) -> bool:
 
 
 def _kind(config: Config) -> str:
-    return "hidden" if config.hidden else "linear"
+    if config.hidden:
+        return "hidden"
+    return "linear" if config.buckets <= NARROW else "wide"
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:

@@ -25,6 +25,7 @@ from machxc.samples import Array, Features, Float32, Int64, UInt32
 
 log = logging.getLogger("machxc.model")
 
+_CACHED_LOGITS = 1 << 19  # of one repetition: 2 MB
 _SKETCH_BYTES = 64 << 20  # sketches of a block of queries that are held at a time
 
 
@@ -133,7 +134,8 @@ class Model:
         retrieval.check_settings(k, method, jobs)
         ids = np.full((len(features), k), -1, np.int64)
         scores = np.full((len(features), k), -np.inf, np.float32)
-        for start, stop in self._blocks(features):
+
+        def answer(start: int, stop: int, jobs: int) -> None:
             ids[start:stop], scores[start:stop] = retrieval.top_k(
                 self.sketch(features.rows(start, stop), jobs),
                 self.partition,
@@ -145,6 +147,15 @@ class Model:
                 method=method,
                 jobs=jobs,
             )
+
+        if self.n_repetitions > 1 or len(features) <= 1:
+            for start, stop in self._blocks(features):
+                answer(start, stop, jobs)
+        else:  # one repetition can only be shared out by its queries, a few at a time: their logits stay in the cache
+            share = -(-len(features) // jobs)
+            step = max(1, min(chunk_size(features), _CACHED_LOGITS // self.config.buckets, share))
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(lambda at: answer(at, min(at + step, len(features)), 1), range(0, len(features), step)))
         return ids, scores
 
     def label_scores(

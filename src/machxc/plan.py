@@ -13,17 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from machxc.config import Config, Settings, TextConfig
+from machxc.config import NARROW, Config, Settings, TextConfig
 from machxc.cost import Cost, cost_of
 from machxc.errors import DataError, MemoryBudgetError, SettingError
 from machxc.facts import Facts
 
-MOST_LINEAR_BUCKETS = 1 << 16  # bucket ids of a linear model are stored in 16 bits
+MOST_LINEAR_BUCKETS = NARROW  # of a linear model that is learnt step by step: it computes them all
 _FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many samples for each: linear underfits
 _FEW_SAMPLES = 50_000  # below, a lower learning rate
 _FEW_PER_LABEL = 3.0  # samples a label: below, every token counts
 _ONE_TO_ONE = 128  # labels: up to here each gets a bucket of its own
-_FEW_BITS, _MOST_BITS = 8, 20
+_COUNTED_ONE_TO_ONE = 1 << 20  # and up to here where weights are counted: rows have entries for what they met only
+_FEW_BITS, _MOST_BITS, _MOST_COUNTED_BITS = 8, 20, 22
+# weights are counted, not learnt, where there are so many labels, with so few samples each, and so few a sample
+_MANY_LABELS, _COUNTED_PER_LABEL, _COUNTED_LABELS = 10_000, 20.0, 2.0
+# what only learning by gradient has
+_OF_GRADIENT = ("hidden", "negatives", "loss", "epochs", "learning_rate", "dropout", "validation_fraction", "patience")
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,9 @@ class _Chooser:
     def run(self) -> None:
         """Take what was given, choose the rest, in an order in which reasons build on each other."""
         for name in (
-            "loss", "hidden", "buckets", "repetitions", "negatives", "epochs", "learning_rate", "dropout", "prune",
-            "min_count", "feature_bits", "sublinear_tf", "idf", "l2", "estimator", "validation_fraction", "patience",
-            "seed",
+            "learner", "loss", "hidden", "buckets", "repetitions", "negatives", "epochs", "learning_rate", "dropout",
+            "smoothing", "prune", "min_count", "feature_bits", "sublinear_tf", "idf", "l2", "estimator",
+            "validation_fraction", "patience", "seed",
         ):  # fmt: skip
             if name in self.given:
                 self.values[name] = self.given[name]
@@ -168,22 +173,49 @@ class _Chooser:
         return Plan(config, dict(self.reasons), self.facts, cost, jobs)
 
     def _check(self) -> None:
+        if self._counted():
+            self._check_counted()
+            return
         if self.values["hidden"] == 0 and self.values["negatives"] > 0:
             raise SettingError("'negatives' needs a hidden layer: the linear model computes all buckets. Set 'hidden'.")
-        if self.values["hidden"] == 0 and self.values["buckets"] > MOST_LINEAR_BUCKETS:
+        if not self.values["hidden"] and self.values["buckets"] > MOST_LINEAR_BUCKETS:
             raise SettingError(
                 f"The 'buckets' parameter of a linear model must be an int in [1, {MOST_LINEAR_BUCKETS}]. "
                 f"Got {self.values['buckets']} instead; set 'hidden' for more."
             )
 
+    def _check_counted(self) -> None:
+        given = [name for name in _OF_GRADIENT if name in self.given and name != "loss" and self.given[name] != 0]
+        if given:
+            raise SettingError(f"'{given[0]}' needs learner='gradient': counting takes no steps. Got learner='counts'.")
+        if self.values["loss"] != "softmax":
+            raise SettingError("learner='counts' needs loss='softmax': a bucket's share of all. Got loss='bce'.")
+        if not self.facts.counts:
+            raise SettingError("learner='counts' needs features that are counts; these have other values, or negative.")
+
+    def _counted(self) -> bool:
+        return bool(self.values["learner"] == "counts")
+
+    def _learner(self) -> tuple[str, str]:
+        f = self.facts
+        labels = f.n_pairs / f.n_samples
+        rare = f.n_seen >= _MANY_LABELS and f.per_label < _COUNTED_PER_LABEL and labels < _COUNTED_LABELS
+        if not rare or not f.counts or any(name in self.given for name in _OF_GRADIENT):
+            return "gradient", ""
+        return "counts", f"{f.n_seen:,} labels with {f.per_label:.1f} samples each: too few to take steps on"
+
     def _loss(self) -> tuple[str, str]:
         f = self.facts
+        if self._counted():
+            return "softmax", ""
         if f.most_labels <= 1:
             return "softmax", "every sample has one label"
         return "bce", f"samples have up to {f.most_labels} labels"
 
     def _hidden(self) -> tuple[int, str]:
         f = self.facts
+        if self._counted():
+            return 0, ""
         if self.given.get("negatives", 0) > 0 or self.given.get("buckets", 0) > MOST_LINEAR_BUCKETS:
             return 128, "a linear model computes all buckets, and has fewer of them"
         ratio = f.n_samples / max(1, f.n_distinct)
@@ -193,6 +225,8 @@ class _Chooser:
 
     def _buckets(self) -> tuple[int, str]:
         k = self.facts.n_labels
+        if self._counted():
+            return min(_COUNTED_ONE_TO_ONE, 1 << (k - 1).bit_length()), f"{k:,} labels: rows hold what was met only"
         if k <= _ONE_TO_ONE:
             return 1 << max(1, (k - 1).bit_length()), f"{k} labels: one to one, no label shares a bucket"
         root = math.sqrt(k)
@@ -200,9 +234,12 @@ class _Chooser:
         return buckets, f"{k:,} labels, {k / buckets:.0f} of them a bucket"
 
     def _repetitions(self) -> tuple[int, str]:
+        if self._counted():
+            one = self.values["buckets"] >= 1 << (self.facts.n_labels - 1).bit_length()
+            return (1, "no label shares a bucket") if one else (3, "labels share buckets")
         if self.facts.n_labels <= _ONE_TO_ONE:
             return 4, "nothing shares a bucket; a few repetitions steady the scores"
-        repetitions = 16 if self.facts.n_samples < 100_000 else 8
+        repetitions = 16 if self.facts.n_samples < 1_000_000 else 8
         return repetitions, f"{self.facts.n_samples:,} samples"
 
     def _negatives(self) -> tuple[int, str]:
@@ -210,11 +247,15 @@ class _Chooser:
 
     def _epochs(self) -> tuple[int, str]:
         n = self.facts.n_samples
+        if self._counted():
+            return 1, ""
         least, steps = (3, 20_000) if self.values["hidden"] == 0 else (8 if n < 200_000 else 3, 60_000)
         return min(50, max(least, math.ceil(steps / n))), f"{n:,} samples"
 
     def _learning_rate(self) -> tuple[float, str]:
         many = self.facts.n_samples >= _FEW_SAMPLES
+        if self._counted():
+            return 1.0, ""
         size = "many samples" if many else "few samples"
         if self.values["hidden"]:
             return 1.0, "hidden layer"
@@ -225,11 +266,18 @@ class _Chooser:
     def _dropout(self) -> tuple[float, str]:
         return 0.0, ""
 
+    def _smoothing(self) -> tuple[float, str]:
+        return 1.0, "background samples a bucket" if self._counted() else ""
+
     def _prune(self) -> tuple[float, str]:
-        return 0.3, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
+        if self._counted():
+            return 0.0, ""
+        return 0.5, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
 
     def _min_count(self) -> tuple[int, str]:
         f = self.facts
+        if self._counted():
+            return 1, ""
         if not f.text or f.per_label < _FEW_PER_LABEL or f.n_samples < 2000:
             return 1, ""
         if self.text is not None and self.text.words > 1 and not self.text.chars_max:
@@ -238,17 +286,21 @@ class _Chooser:
 
     def _feature_bits(self) -> tuple[int, str]:
         f = self.facts
-        if f.n_features <= 1 << _MOST_BITS:
+        most = _MOST_COUNTED_BITS if self._counted() else _MOST_BITS
+        if f.n_features <= 1 << most:
             return max(1, (f.n_features - 1).bit_length()), f"{f.n_features:,} features: a slot for each"
         wanted = max(1, 2 * f.rows(self.values["min_count"]))
-        bits = min(_MOST_BITS, max(_FEW_BITS, (wanted - 1).bit_length()))
+        bits = min(most, max(_FEW_BITS, (wanted - 1).bit_length()))
         return bits, f"{2**bits:,} slots for {f.rows(self.values['min_count']):,} features"
 
     def _sublinear_tf(self) -> tuple[bool, str]:
-        return self.facts.text, "counts of tokens" if self.facts.text else ""
+        text = self.facts.text and not self._counted()
+        return text, "counts of tokens" if text else ""
 
     def _idf(self) -> tuple[bool, str]:
         f = self.facts
+        if self._counted():
+            return False, ""  # the background is in the weights
         if not f.counts:
             return False, "values are measurements or weights, not counts"
         if self.values["hidden"] and not f.text:
@@ -280,7 +332,7 @@ def _within(chooser: _Chooser, plan: Plan, budget: int) -> Plan:
         if plan.cost.training(jobs) <= budget:
             return dataclasses.replace(plan, jobs=jobs)
     for name, least in (("feature_bits", 12), ("buckets", 32)):
-        while name not in chooser.given and chooser.values[name] > least and _rows_shrink(chooser, name):
+        while name not in chooser.given and chooser.values[name] > least and _shrinks(chooser, name):
             chooser.values[name] = max(
                 least, chooser.values[name] - 1 if name == "feature_bits" else chooser.values[name] * 3 // 4
             )
@@ -297,8 +349,11 @@ def _within(chooser: _Chooser, plan: Plan, budget: int) -> Plan:
     )
 
 
-def _rows_shrink(chooser: _Chooser, name: str) -> bool:
-    return name != "feature_bits" or chooser.facts.n_features > 1 << _FEW_BITS
+def _shrinks(chooser: _Chooser, name: str) -> bool:
+    """Whether fewer of these take less memory: buckets do not where weights are counted, rows hold what was met."""
+    if name == "buckets":
+        return bool(chooser.values["learner"] != "counts")
+    return chooser.facts.n_features > 1 << _FEW_BITS
 
 
 def _size(n: int, *, up: bool = False) -> str:

@@ -38,7 +38,8 @@ def test_nothing_given_is_nothing_set() -> None:
 
 def test_every_setting_reaches_the_library() -> None:
     values: dict[str, Any] = {"idf": False, "l2": True, "sublinear_tf": False, "loss": "bce", "estimator": "min"}
-    options = ["--no-idf", "--l2", "--no-sublinear-tf", "--loss", "bce", "--estimator", "min"]
+    values["learner"] = "counts"
+    options = ["--no-idf", "--l2", "--no-sublinear-tf", "--loss", "bce", "--estimator", "min", "--learner", "counts"]
     for name in arguments.SETTINGS.keys() - values.keys():
         kind: Any = BOUNDS[name][0]
         values[name] = kind("1") if kind is int else 0.25
@@ -64,6 +65,8 @@ def test_every_reading_option_reaches_the_library() -> None:
         (["--chars", "2-4"], TextConfig(0, 2, 4)),
         (["--chars", "3"], TextConfig(0, 3, 3)),
         (["--words", "1", "--chars", "3-5"], TextConfig(1, 3, 5)),
+        (["--words", "1", "--chars", "3-5", "--fold"], TextConfig(1, 3, 5, fold=True)),
+        (["--words", "1", "--no-fold"], TextConfig(1)),
     ],
 )
 def test_text_options(options: list[str], text: TextConfig) -> None:
@@ -105,6 +108,9 @@ def test_numbers() -> None:
 
 
 def test_what_people_read() -> None:
+    assert console.text_features(TextConfig(2)) == "word n-grams of 1 to 2"
+    both = console.text_features(TextConfig(1, 2, 4, fold=True))
+    assert both == "word n-grams of 1 to 1 and character n-grams of 2 to 4, without diacritical marks"
     shown = [console.size(n) for n in (0, 999, 1000, 12_345_678, 999_600, 7 * 10**9, 4321 * 10**9)]
     assert shown == ["0 bytes", "999 bytes", "1 KB", "12.3 MB", "1 MB", "7 GB", "4,321 GB"]
     assert [console.duration(s) for s in (0.04, 59, 60, 250.4, 7500)] == [

@@ -113,6 +113,7 @@ def test_one_sample_and_one_label(machxc: Program, tmp_path: Path) -> None:
         (("train", "data", "--output", "m", "--memory", "much"), "--memory: expected a size .* got 'much'"),
         (("train", "data", "--output", "m", "--jobs", "0"), "--jobs: expected a whole number, 1 or more, got '0'"),
         (("train", "data", "--output", "m", "--chars", "4-2"), "'chars_min' .* Got 4 and 2"),
+        (("train", "data", "--output", "m", "--no-fold"), "--no-fold need --words or --chars"),
         (("train", "data", "--output", "m", "--config", "no.toml"), "no.toml: cannot read settings"),
         (("train", "data", "--output", "m", "--encoding", "klingon"), "'encoding' .* Got 'klingon'"),
         (("train", "data", "--output", "m", "--overwri"), "unrecognized arguments: --overwri"),

@@ -55,6 +55,26 @@ def test_same_seed_same_bytes_for_any_jobs(machxc: Program, files: Path, tmp_pat
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
 
 
+def test_weights_may_be_counted(machxc: Program, files: Path, tmp_path: Path) -> None:
+    test = files / "test.jsonl"
+    counted = (files / "train.jsonl", "--learner", "counts", "--smoothing", 2, "--words", 1, "--chars", "2-3", "--fold")
+    for jobs in (1, 2):
+        done = machxc("train", *counted, "--output", tmp_path / str(jobs), "--test", test, "--jobs", jobs, "--json")
+        assert done.code == 0, done.err
+        config = done.json["plan"]["config"]
+        assert (config["learner"], config["smoothing"], config["repetitions"]) == ("counts", 2.0, 1)
+        assert done.json["test"]["P@1"] > 0.8
+    for file in (tmp_path / "1").iterdir():
+        assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
+    assert machxc("info", tmp_path / "1", "--json").json["config"]["learner"] == "counts"
+    assert machxc("query", tmp_path / "1", "w3a W3b wé3c", "--json").json["labels"][0] == "topic 03"
+    assert machxc("evaluate", tmp_path / "1", test, "--json").json == done.json["test"]
+    assert machxc("predict", tmp_path / "1", test, "--output", tmp_path / "p.jsonl").code == 0
+    refused = machxc("train", *counted, "--output", tmp_path / "no", "--epochs", 3)
+    assert refused.code != 0
+    assert "'epochs' needs learner='gradient'" in refused.err
+
+
 def test_settings_of_a_file_are_overridden_by_options(machxc: Program, files: Path, tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text('epochs = 2\nloss = "softmax"\nseed = 5\nidf = false\n')
     options = ("--config", tmp_path / "settings.toml", "--epochs", 3, "--loss", "auto", "--words", 1, "--chars", "2-3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import unicodedata
@@ -26,6 +27,7 @@ WORDS = TextConfig(words=1)
 BIGRAMS = TextConfig(words=2)
 CHARS = TextConfig(words=0, chars_min=2, chars_max=4)
 BOTH = TextConfig(words=1, chars_min=2, chars_max=4)
+FOLDED = TextConfig(words=1, chars_min=2, chars_max=4, fold=True)
 
 # --- the oracle: Python integers, strings, regular expressions ---
 
@@ -59,14 +61,35 @@ def token(family: int, values: list[int]) -> int:
     return fmix(state(values) ^ (family * 0xD6E8FEB86659FD93 & MASK)) >> 32
 
 
-def normalised(text: str) -> str:
+FOLDS = {"æ": "ae", "œ": "oe", "ı": "i", "ȷ": "j", "ſ": "s"}
+SPELLING = {0, 6, 7, 8, 9} | set(range(84, 133))
+
+
+def folded(text: str) -> str:
+    """A character at a time, in the words of the documentation, until nothing changes."""
+    result = ""
+    for c in text:
+        bases = ""
+        for part in unicodedata.normalize("NFD", c):
+            base, found, _ = unicodedata.name(part, "").partition(" WITH ")
+            if " SMALL LETTER " in base and found:
+                with contextlib.suppress(KeyError):
+                    part = unicodedata.lookup(base)
+            if unicodedata.combining(part) in SPELLING:
+                bases += FOLDS.get(part, part)
+        result += unicodedata.normalize("NFC", bases)
+    return result if result == text else folded(result)
+
+
+def normalised(text: str, fold: bool = False) -> str:
     kept, marks = "", 0
     for c in text:
         marks = marks + 1 if unicode.class_of(ord(c)) == unicode.MARK else 0
         kept += c if marks <= 30 else ""
-    folded = unicodedata.normalize("NFKC", kept).casefold().replace("i\u0307", "i")
-    folded = unicodedata.normalize("NFKC", folded)
-    return "".join(c for c in folded if unicode.class_of(ord(c)) != unicode.IGNORED)
+    text = unicodedata.normalize("NFKC", kept).casefold().replace("i\u0307", "i")
+    text = unicodedata.normalize("NFKC", text)
+    text = folded(text) if fold else text
+    return "".join(c for c in text if unicode.class_of(ord(c)) != unicode.IGNORED)
 
 
 def pieces(text: str, pattern: str) -> list[list[int]]:
@@ -79,7 +102,7 @@ def ngrams(items: list[int], n: int) -> list[list[int]]:
 
 
 def oracle(text: str, config: TextConfig) -> dict[int, float]:
-    text = normalised(text)
+    text = normalised(text, config.fold)
     counts: Counter[int] = Counter()
     words = [state(word) for word in pieces(text, "L[LM]*|[CS]M*")]
     for n in range(1, config.words + 1):
@@ -121,6 +144,7 @@ def words_of(text: str) -> Counter[int]:
 # --- against the oracle ---
 
 TRICKY = "aAbz İıßéΣς\u0345 .'’ʼʹ_-9½²٣ \x00\x1f\u200b\u00ad\u200d\ufe0f\u0301\u0323\u034f\u0640"
+TRICKY += "øłđǿǣœҋйẜấが゙ก็้తైज़क़أ̷ַ"
 TRICKY += "é́ｱﾞｶガーカ々〇中文字กำเแလေ្ខ한\u1112\u1161\u11abक्षिم👩💻🏽🇫❤$+\ud800\udfff\uffff\U000e0041\U0010ffff\U00020000"
 ANY_TEXT = st.one_of(
     st.text(),
@@ -129,10 +153,14 @@ ANY_TEXT = st.one_of(
     st.text("\u0301\u0316ﾞa", max_size=100),
 )
 ANY_CONFIG = st.one_of(
-    st.builds(TextConfig, words=st.integers(1, 5)),
+    st.builds(TextConfig, words=st.integers(1, 5), fold=st.booleans()),
     st.integers(1, 16).flatmap(
         lambda low: st.builds(
-            TextConfig, words=st.integers(0, 3), chars_min=st.just(low), chars_max=st.integers(low, 16)
+            TextConfig,
+            words=st.integers(0, 3),
+            chars_min=st.just(low),
+            chars_max=st.integers(low, 16),
+            fold=st.booleans(),
         )
     ),
 )
@@ -145,7 +173,7 @@ def test_equals_oracle_on_any_text(texts: list[str], config: TextConfig, block: 
         assert_equal_to_oracle(texts, config)
 
 
-@pytest.mark.parametrize("config", [BIGRAMS, CHARS, BOTH, TextConfig(words=5, chars_min=1, chars_max=16)])
+@pytest.mark.parametrize("config", [BIGRAMS, CHARS, BOTH, FOLDED, TextConfig(words=5, chars_min=1, chars_max=16)])
 def test_equals_oracle_on_every_code_point(config: TextConfig) -> None:
     rng = np.random.default_rng(5)
     points = rng.integers(0, 0x110000, 3000).tolist() + rng.integers(0, 0x3100, 3000).tolist()
@@ -279,6 +307,91 @@ def test_what_normalises_to_a_mark_is_a_mark() -> None:
             assert unicode.class_of(point) == unicode.MARK, hex(point)
 
 
+# --- folding ---
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param("Igarapé Grande", "IGARAPE GRANDE", id="Portuguese"),
+        pytest.param("Böğürtlen, Iğdır", "Bogurtlen, Igdir", id="Turkish"),
+        pytest.param("Łódź", "lodz", id="Polish"),
+        pytest.param("Đà Nẵng", "Da Nang", id="Vietnamese"),
+        pytest.param("Đa\u0300 Na\u0306\u0303ng", "Da Nang", id="combining marks"),
+        pytest.param("Ærøskøbing", "Aeroskobing", id="Danish"),
+        pytest.param("Œuf", "OEUF", id="French"),
+        pytest.param("Ǣ ǽ Ǿ", "ae ae o", id="letters with marks that are letters with more"),
+        pytest.param("Ελλάς", "ΕΛΛΑΣ", id="Greek"),
+        pytest.param("Королёв, Нижний", "Королев, Нижнии", id="Russian"),
+        pytest.param("Ґанок, Қазақ", "ганок, казак", id="Cyrillic strokes and descenders"),
+        pytest.param("ҋ", "и", id="a mark on a letter of a mark"),
+        pytest.param("أحمد مُحَمَّد", "احمد محمد", id="Arabic"),
+        pytest.param("שָׁלוֹם", "שלום", id="Hebrew"),
+    ],
+)
+def test_folded_texts_that_are_the_same(first: str, second: str) -> None:
+    assert same(first, second, FOLDED)
+    assert not same(first, second)
+    assert not same(first, second, CHARS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param("が", "か", id="kana voicing"),
+        pytest.param("ぱ", "は", id="kana half voicing"),
+        pytest.param("हिन्दी", "हनद", id="Devanagari vowel signs and virama"),
+        pytest.param("ज़", "ज", id="nukta"),
+        pytest.param("తై", "తె", id="Telugu two-part vowel"),
+        pytest.param("ภูเก็ต", "ภเกต", id="Thai vowels"),
+        pytest.param("ไม้", "ไม", id="Thai tones"),
+        pytest.param("བོད", "བད", id="Tibetan vowels"),
+        pytest.param("한", "하", id="Hangul"),
+    ],
+)
+def test_what_a_script_spells_with_is_not_folded(first: str, second: str) -> None:
+    assert not same(first, second, FOLDED)
+    assert same(first, first, FOLDED)
+    points = unicode.code_points([first], fold=True)[0]
+    assert np.array_equal(points, unicode.code_points([first])[0])
+
+
+def test_every_code_point_folds_to_what_folds_to_itself() -> None:
+    """And that normalises to itself, and is to a word what the code point was; it is two letters at most."""
+    for point in range(0x110000):
+        c = chr(point)
+        if unicode.normalised(c) != c:
+            continue
+        fold = unicode.folded_of(point)
+        assert fold == folded(c) == unicode.normalised(fold), hex(point)
+        assert "".join(unicode.folded_of(ord(letter)) for letter in fold) == fold, hex(point)
+        assert {unicode.class_of(ord(letter)) for letter in fold} <= {unicode.class_of(point)}, hex(point)
+        assert len(fold) <= 2, hex(point)
+
+
+@settings(deadline=None, max_examples=300)
+@given(ANY_TEXT)
+def test_folding_again_changes_nothing(text: str) -> None:
+    points, _ = unicode.code_points([text], fold=True)
+    once = folded(normalised(text).replace(unicode.BOUNDARY, " "))
+    assert points.tolist() == [*map(ord, once), ord(unicode.BOUNDARY)]
+    assert np.array_equal(unicode._folded(points.copy()), points)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(ANY_TEXT, max_size=6))
+def test_texts_fold_together_as_alone(texts: list[str]) -> None:
+    together = token_features(texts, FOLDED)
+    for i, text in enumerate(texts):
+        assert row(together, i) == row(token_features([text], FOLDED), 0)
+
+
+@given(st.text(st.characters(max_codepoint=0x7F)))
+def test_ascii_is_not_folded(text: str) -> None:
+    alone, beside = token_features([text], FOLDED), token_features(["é", text], FOLDED)
+    assert row(alone, 0) == row(beside, 1) == row(token_features([text], BOTH), 0)
+
+
 # --- the hash ---
 
 
@@ -342,8 +455,9 @@ def test_many_threads_agree() -> None:
     rng = np.random.default_rng(7)
     texts = ["".join(map(chr, rng.integers(0x20, 0x30000, 30).tolist())) for _ in range(2000)]
     with mock.patch.object(unicode, "_classes", np.zeros(0x110000, np.uint8)), ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda _: token_features(texts, BOTH), range(8)))
-    alone = token_features(texts, BOTH)
+        unicode._folds[:] = 0
+        results = list(pool.map(lambda _: token_features(texts, FOLDED), range(8)))
+    alone = token_features(texts, FOLDED)
     for result in results:
         assert np.array_equal(result.indices, alone.indices)
         assert np.array_equal(result.values, alone.values)
@@ -372,7 +486,8 @@ def test_what_is_not_text_is_named(texts: Any, message: str) -> None:
 
 def test_names_get_characters_and_titles_get_words() -> None:
     config, reason = choose_text_config(["Paris", "New York", "Rio de Janeiro"])
-    assert config == TextConfig(words=2, chars_min=1, chars_max=4)
+    assert config == TextConfig(words=1, chars_min=2, chars_max=4, fold=True)
+    assert reason.startswith("words and character 2- to 4-grams without diacritical marks, as")
     assert "2.00 words on average" in reason
     config, reason = choose_text_config(["how to cook rice", "why is my bread flat"])
     assert config == TextConfig(words=1)
@@ -380,9 +495,14 @@ def test_names_get_characters_and_titles_get_words() -> None:
 
 
 def test_many_texts_get_word_bigrams() -> None:
-    texts = ["how to cook rice", "why is my bread flat"] * (MANY_TEXTS // 2)
+    texts = ["how to cook rice so that it does not stick", "why is my bread flat"] * (MANY_TEXTS // 2)
     assert choose_text_config(texts)[0] == TextConfig(words=2)
     assert choose_text_config(texts[:-1])[0] == TextConfig(words=1)
+
+
+def test_queries_of_a_few_words_get_no_bigrams_however_many() -> None:
+    config, reason = choose_text_config(["red shoes size 40", "size 40 running shoes red"] * (MANY_TEXTS // 2))
+    assert (config, "fewer than 6" in reason) == (TextConfig(words=1), True)
 
 
 def test_a_spaceless_character_counts_as_a_word() -> None:

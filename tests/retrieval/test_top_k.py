@@ -16,6 +16,7 @@ from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.retrieval import METHODS, top_k
 from machxc.retrieval.estimators import contributions, finish, merge_of
+from machxc.retrieval.single import probabilities
 from machxc.samples import Array, Float32, Int64
 
 FULL = 200  # hypothesis examples
@@ -68,16 +69,20 @@ def allowed_labels(problem: Problem) -> Array:
 
 
 def brute_force(problem: Problem) -> tuple[Int64, Float32]:
-    merged = merge(
-        label_values(problem, contributions(problem.logits, problem.loss, problem.estimator)), problem.estimator
-    )
+    single = problem.logits.shape[1] == 1  # then labels come in the order of their logits, which are never rounded
+    values = problem.logits if single else contributions(problem.logits, problem.loss, problem.estimator)
+    merged = merge(label_values(problem, values), problem.estimator)
     allowed = np.flatnonzero(allowed_labels(problem))
     n, r, b = problem.logits.shape
     ids, scores = np.full((n, problem.k), -1, np.int64), np.full((n, problem.k), -np.inf, np.float32)
     for i in range(n):
         best = allowed[np.lexsort((allowed, -merged[i, allowed]))][: problem.k]
         ids[i, : len(best)] = best
-        scores[i, : len(best)] = finish(merged[i, best], problem.estimator, r, b)
+        if single:
+            some = probabilities(problem.logits[i : i + 1], merged[i : i + 1, best], problem.loss, problem.estimator)
+            scores[i, : len(best)] = some[0]
+        else:
+            scores[i, : len(best)] = finish(merged[i, best], problem.estimator, r, b)
     return ids, scores
 
 

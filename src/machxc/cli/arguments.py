@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from machxc.cli.console import Console
 from machxc.config import BOUNDS, Settings, TextConfig
+from machxc.errors import SettingError
 
 if TYPE_CHECKING:
     from machxc.data import ReadOptions
@@ -29,6 +30,7 @@ DATA += "or - for standard input"
 
 # setting -> how its value is called, and what it is
 SETTINGS = {
+    "learner": (None, "gradient: weights are learnt step by step; counts: from how often features meet buckets"),
     "repetitions": ("R", "independent repetitions: more are more accurate, and cost in proportion"),
     "buckets": ("B", "buckets of a repetition, which all labels share"),
     "hidden": ("H", "units of the hidden layer; 0: a linear model"),
@@ -39,6 +41,7 @@ SETTINGS = {
     "negatives": ("N", "buckets sampled for a sample, beside its own; 0: all buckets (hidden layer only)"),
     "feature_bits": ("BITS", "features are hashed to 2**BITS slots"),
     "min_count": ("N", "drop features that fewer samples have"),
+    "smoothing": ("N", "background samples that are added to those of a bucket (learner counts only)"),
     "prune": ("W", "weights closer to 0 than this are not stored (linear model only)"),
     "sublinear_tf": (None, "take 1 + the logarithm of counts"),
     "idf": (None, "weigh features by how few samples have them"),
@@ -145,13 +148,18 @@ def add_text(parser: ArgumentParser) -> None:
     )
     group.add_argument("--words", type=int, metavar="N", help="word n-grams of 1 to N words")
     group.add_argument("--chars", type=span, metavar="MIN-MAX", help="n-grams of MIN to MAX characters within a word")
+    fold = "compare letters without their diacritical marks (default, with --words or --chars: no)"
+    group.add_argument("--fold", action=BooleanOptionalAction, help=fold)
 
 
 def text_config(arguments: Namespace) -> TextConfig | None:
     """How texts become features; None: to be chosen."""
     if arguments.words is None and arguments.chars is None:
-        return None
-    return TextConfig(arguments.words or 0, *(arguments.chars or (0, 0)))
+        if arguments.fold is None:
+            return None
+        raise SettingError("--fold and --no-fold need --words or --chars beside them, to say what is taken of texts.")
+    shortest, longest = arguments.chars or (0, 0)
+    return TextConfig(arguments.words or 0, shortest, longest, fold=bool(arguments.fold))
 
 
 def add_settings(parser: ArgumentParser) -> None:

@@ -202,10 +202,10 @@ def plan(plan: Plan, text_reason: str = "") -> str:
 
 
 def text_features(text: TextConfig) -> str:
-    """Which n-grams are taken of texts."""
+    """Which n-grams are taken of texts, and of which letters."""
     parts = [f"word n-grams of 1 to {text.words}"] if text.words else []
     parts += [f"character n-grams of {text.chars_min} to {text.chars_max}"] if text.chars_max else []
-    return " and ".join(parts)
+    return " and ".join(parts) + (", without diacritical marks" if text.fold else "")
 
 
 def count(n: float, thing: str) -> str:

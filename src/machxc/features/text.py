@@ -21,7 +21,7 @@ N_TOKENS = 2**32
 # Characters normalised and counted at a time: what bounds memory, and stays in a core's cache.
 _BLOCK = 1 << 17
 _CHOOSE_FROM = 10_000
-_FEW_WORDS = 3.0
+_FEW_WORDS, _SEVERAL_WORDS = 3.0, 6.0
 
 MANY_TEXTS = 50_000  # from so many on word bigrams help; below, they repeat too seldom (docs/algorithm.md)
 
@@ -44,9 +44,10 @@ def token_features(texts: Sequence[str], config: TextConfig) -> Features:
 def choose_text_config(texts: Sequence[str]) -> tuple[TextConfig, str]:
     """The n-grams to take of texts like these, and why, in one sentence.
 
-    Names and other texts of few words are told apart by their letters: words, their bigrams and character 1- to
-    4-grams. Longer texts: words, and from `MANY_TEXTS` texts on word bigrams. A letter of a script without spaces
-    counts as a word. DataError as token_features.
+    Names and other texts of few words are told apart by their letters, and written with and without accents: words
+    and character 2- to 4-grams, without diacritical marks. Queries of a few words more come in any order: words.
+    Longer texts: words, and from `MANY_TEXTS` texts on word bigrams. A letter of a script without spaces counts as a
+    word. DataError as token_features.
     """
     texts = _checked(texts)
     many = len(texts) >= MANY_TEXTS
@@ -57,10 +58,12 @@ def choose_text_config(texts: Sequence[str]) -> tuple[TextConfig, str]:
         return TextConfig(words=1), "words, as no text has a word to judge by"
     mean = float(counted.values.sum(dtype=np.float64)) / with_words
     if mean < _FEW_WORDS:
-        config = TextConfig(words=2, chars_min=1, chars_max=4)
+        config = TextConfig(words=1, chars_min=2, chars_max=4, fold=True)
         few = f"a text has {mean:.2f} words on average, fewer than {_FEW_WORDS:g}"
-        return config, f"words, word bigrams and character 1- to 4-grams, as {few}"
+        return config, f"words and character 2- to 4-grams without diacritical marks, as {few}"
     mean_words = f"a text has {mean:.2f} words on average"
+    if mean < _SEVERAL_WORDS:
+        return TextConfig(words=1), f"words, as {mean_words}, fewer than {_SEVERAL_WORDS:g}: their order tells little"
     if many:
         return TextConfig(words=2), f"word uni- and bigrams, as {mean_words}"
     return TextConfig(words=1), f"words, as {mean_words} and bigrams repeat seldom in fewer than {MANY_TEXTS:,} texts"
@@ -89,7 +92,7 @@ def _blocks(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _block(texts: list[str], config: TextConfig) -> _Rows:
-    points, classes = code_points(texts)
+    points, classes = code_points(texts, config.fold)
     ends = np.flatnonzero(points == ord(BOUNDARY))
     return count_tokens(points, classes, ends, config.words, config.chars_min, config.chars_max)
 

@@ -16,10 +16,20 @@ word boundaries of Unicode Standard Annex 29:
 - What is not seen or not typed is ignored, as if it were not in the text: joiners, soft hyphens, direction and
   variation selectors, the Arabic tatweel, the skin colour of an emoji, the primes and half rings of transliteration
   ("Tverʹ", "ʿAmman"). A zero-width space separates, as it is meant to.
+
+Where it is asked for, letters are then folded, each code point for itself:
+
+- Accents and points go: "Río" = "rio", "Ελλάς" = "ελλας", "شَمس" = "شمس", "أحمد" = "احمد". What a script spells with
+  stays: the voicing of kana (が is not か), nukta, virama, vowel and tone signs of Indic scripts, Thai, Lao, Tibetan.
+- A small letter whose Unicode name is that of another "with" something is that other: ø = o, ł = l, đ = d, ґ = г.
+- æ = ae, œ = oe, ı = i, ȷ = j.
+
+This holds in every script alike, so it also joins letters which some languages tell apart: й = и, å = a, ñ = n.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -29,6 +39,7 @@ import numpy.typing as npt
 from machxc.samples import UInt32
 
 UInt8 = npt.NDArray[np.uint8]
+UInt64 = npt.NDArray[np.uint64]
 
 # Stands between the texts of a batch. A control character: it composes with nothing, so that each text is normalised
 # as if it were alone.
@@ -81,6 +92,16 @@ _SPACELESS_RANGES = (
 # Filled as code points are seen. Two threads may fill one entry at once: both write the same.
 _classes: UInt8 = np.zeros(0x110000, np.uint8)
 
+# What a code point is folded to, filled likewise: one letter, plus 2**32 times a second one. 0: not seen yet.
+_folds: UInt64 = np.zeros(0x110000, np.uint64)
+_NOTHING = "\u034f"  # what a mark is folded to: it is ignored
+
+# Combining classes of the marks with which a script spells: 6 to 9 (readings of Han, nukta, kana voicing, virama), and
+# those of vowel and tone signs of Telugu, Thai, Lao and Tibetan. Folding leaves them; other marks are diacritical.
+_SPELLING_CLASSES = frozenset((0, *range(6, 10), *range(84, 133)))
+_WITH = re.compile(r"(.+ SMALL LETTER .+?) WITH .+")
+_LETTERS = {"æ": "ae", "œ": "oe", "ı": "i", "ȷ": "j", "ſ": "s"}  # a long s is left where it was "with" something
+
 
 def normalised(text: str) -> str:
     """Text in the form in which it is compared: NFKC, case folded, NFKC."""
@@ -113,19 +134,54 @@ def _encoded(text: str) -> UInt32:
     return np.frombuffer(bytearray(text.encode("utf-32-le", "surrogatepass")), dtype="<u4")
 
 
-def code_points(texts: Sequence[str]) -> tuple[UInt32, UInt8]:
+def code_points(texts: Sequence[str], fold: bool = False) -> tuple[UInt32, UInt8]:
     """The normalised texts, each ended by a `BOUNDARY`: code points uint32 [P] and their classes uint8 [P].
 
-    What is IGNORED is left out. Texts may hold any str, lone surrogates and BOUNDARY (it is a separator) included.
+    ``fold``: letters are folded. What is IGNORED is left out. Texts may hold any str, lone surrogates and BOUNDARY (it
+    is a separator) included.
     """
     joined = BOUNDARY.join([*texts, ""])
     if joined.count(BOUNDARY) != len(texts):
-        return code_points([text.replace(BOUNDARY, " ") for text in texts])
+        return code_points([text.replace(BOUNDARY, " ") for text in texts], fold)
     joined = normalised(joined) if joined.isascii() else BOUNDARY.join([*_each_normalised(texts), ""])
     points = _encoded(joined)
+    if fold and not joined.isascii():
+        points = _folded(points)
     classes = classes_of(points)
     kept = classes != IGNORED
     return (points, classes) if kept.all() else (points[kept], classes[kept])
+
+
+def _folded(points: UInt32) -> UInt32:
+    """Each code point as `folded_of` has it, written over ``points``; a mark that goes becomes _NOTHING."""
+    places = np.flatnonzero(points > 0x7F)
+    seen = points[places]
+    folds = _folds[seen]
+    unseen = np.unique(seen[folds == 0])
+    if len(unseen):
+        letters = (map(ord, folded_of(point) or _NOTHING) for point in unseen.tolist())
+        _folds[unseen] = [next(each) + (next(each, 0) << 32) for each in letters]
+        folds = _folds[seen]
+    points[places] = folds.astype(np.uint32)
+    pairs = np.flatnonzero(folds >> 32)
+    return np.insert(points, places[pairs] + 1, folds[pairs] >> 32) if len(pairs) else points
+
+
+def folded_of(point: int) -> str:
+    """What one code point of a normalised text is folded to: nothing, a letter, or two."""
+    marked = unicodedata.normalize("NFD", chr(point))
+    letters = (_base_of(c) for c in marked if unicodedata.combining(c) in _SPELLING_CLASSES)
+    return unicodedata.normalize("NFC", "".join(letters))
+
+
+def _base_of(letter: str) -> str:
+    name = _WITH.fullmatch(unicodedata.name(letter, ""))
+    if name:
+        try:
+            return folded_of(ord(unicodedata.lookup(name[1])))  # "short i with tail": the short i is folded in turn
+        except KeyError:  # there is no such letter without
+            pass
+    return _LETTERS.get(letter, letter)
 
 
 def classes_of(points: UInt32) -> UInt8:

@@ -26,7 +26,7 @@ from machxc.repetition.arithmetic import (
 )
 from machxc.repetition.encode import Rows
 from machxc.repetition.targets import Targets
-from machxc.samples import Array, Float32, Int64, frozen
+from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 
 @dataclass
@@ -97,7 +97,7 @@ class LinearScorer:
 
     def __init__(self, tensors: dict[str, Array]) -> None:
         self.starts: Int64 = frozen(tensors["starts"])
-        self.buckets: UInt16 = frozen(tensors["buckets"])
+        self.buckets: UInt16 | UInt32 = frozen(tensors["buckets"])
         self.weights: UInt16 = frozen(tensors["weights"].view(np.uint16))
         self.bias: Float32 = frozen(tensors["bias"])
 
@@ -156,7 +156,7 @@ def _score(indptr: Array, rows: Int32, weights: Float32, table: Float32, bias: F
 @fast_kernel
 def _score_stored(
     indptr: Array, rows: Int32, sample_weights: Float32,
-    starts: Int64, buckets: UInt16, weights: UInt16, bias: Float32, out: Float32,
+    starts: Int64, buckets: UInt16 | UInt32, weights: UInt16, bias: Float32, out: Float32,
 ) -> None:  # fmt: skip
     bits = np.empty(len(bias), np.int32)
     floats = bits.view(np.float32)

@@ -16,6 +16,7 @@ from machxc.errors import DataError
 from machxc.partition import Partition
 from machxc.repetition import random
 from machxc.repetition.chunks import chunk_size
+from machxc.repetition.counting import count_repetition
 from machxc.repetition.encode import Encoder, fit_encoder
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.network import NetworkLearner
@@ -37,6 +38,8 @@ def train_repetition(
     ``on_samples`` is called with the number of samples each time some were trained on, and when training stops early,
     with how many that saves: in all, epochs x `n_trained`. What it raises ends training.
     """
+    if config.learner == "counts":
+        return count_repetition(samples, config, partition, r, on_samples)
     encoder = fit_encoder(samples.features, config, r)
     kind = NetworkLearner if config.hidden else LinearLearner
     learner: Learner = kind.start(config, r, len(encoder.row_weights), _start_bias(samples, config, partition, r))

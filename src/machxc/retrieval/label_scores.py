@@ -6,6 +6,7 @@ import numpy as np
 
 from machxc.partition import Partition
 from machxc.retrieval.estimators import MEDIAN, MIN, check_names, contributions, finish, merge_of
+from machxc.retrieval.single import probabilities
 from machxc.samples import Array, Float32
 
 
@@ -15,6 +16,8 @@ def label_scores(logits: Float32, partition: Partition, labels: Array, *, loss: 
     ``logits`` float32 [n, R, B]; ``loss`` and ``estimator`` as in `top_k`. DataError for a label out of [0, K).
     """
     check_names(loss, estimator)
+    if logits.shape[1] == 1:
+        return probabilities(logits, logits[:, 0, partition.buckets(labels, 0)], loss, estimator)
     values = contributions(logits, loss, estimator)
     n, n_repetitions, n_buckets = values.shape
     parts = (values[:, r, partition.buckets(labels, r)] for r in range(n_repetitions))

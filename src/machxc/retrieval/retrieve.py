@@ -15,6 +15,7 @@ import numpy as np
 from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.retrieval.estimators import MEDIAN, check_names, contributions, finish, merge_of
+from machxc.retrieval.single import is_single, probabilities
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 if TYPE_CHECKING:
@@ -101,27 +102,41 @@ class _Task:
         self.lanes = _lanes(partition, self.merge, n_queries)
         self.limit = 0 if candidates is not None else _search_limit(partition, k, method, self.lanes)
         self.patient = method == "search"
+        self.ranks = candidates is None and method != "scan" and is_single(partition)
         self.lookup = lookup_of(partition, inverted=self.limit > 0)
 
     def fill(self, logits: Float32, ids: Int64, scores: Float32) -> None:
         """Write the answers of a block of queries into ids and scores [n, >= k]."""
         n, n_repetitions, n_buckets = logits.shape
-        values = contributions(_finite(np.ascontiguousarray(logits)), self.loss, self.estimator)
+        logits = _finite(np.ascontiguousarray(logits))
+        values = logits if n_repetitions == 1 else contributions(logits, self.loss, self.estimator)
         best_scores, best_labels = self._empty(n)
-        open_rows = self._search(values, best_scores, best_labels) if self.limit else np.arange(n)
+        if self.ranks:
+            self._rank(logits, best_scores, best_labels)
+            open_rows = np.empty(0, np.int64)
+        else:
+            open_rows = self._search(values, best_scores, best_labels) if self.limit else np.arange(n)
         if len(open_rows) == n:
             self._scan(values, best_scores, best_labels)
         elif len(open_rows):
             found = self._empty(len(open_rows))
             self._scan(values[open_rows], *found)
             best_scores[open_rows], best_labels[open_rows] = found
-        scores[:, : self.k] = finish(best_scores, self.estimator, n_repetitions, n_buckets)
+        if n_repetitions == 1:
+            scores[:, : self.k] = probabilities(logits, best_scores, self.loss, self.estimator)
+        else:
+            scores[:, : self.k] = finish(best_scores, self.estimator, n_repetitions, n_buckets)
         ids[:, : self.k] = np.where(best_scores == -np.inf, -1, best_labels)
 
     def _empty(self, n: int) -> tuple[Float32, Int64]:
         from machxc.retrieval.heap import NO_LABEL
 
         return np.full((n, self.k), -np.inf, np.float32), np.full((n, self.k), NO_LABEL, np.int64)
+
+    def _rank(self, logits: Float32, best_scores: Float32, best_labels: Int64) -> None:
+        from machxc.retrieval.single import rank
+
+        rank(logits[:, 0], self.lookup, self.seen, best_scores, best_labels)
 
     def _search(self, values: Float32, best_scores: Float32, best_labels: Int64) -> Int64:
         """The rows that the search did not prove. When most are like that, the blocks to come are not searched."""
@@ -230,7 +245,7 @@ def _check_logits(logits: Array, partition: Partition) -> None:
 
 
 def _finite(logits: Float32) -> Float32:
-    size = np.abs(logits).max(axis=(1, 2))
+    size = np.maximum(logits.max(axis=(1, 2)), -logits.min(axis=(1, 2)))
     if not (size <= _LARGEST_LOGIT).all():
         row = np.flatnonzero(~(size <= _LARGEST_LOGIT))[0]
         raise DataError(f"the sketch of a query has a logit that is not finite, or too large: {size[row]}")
