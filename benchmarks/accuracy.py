@@ -163,7 +163,8 @@ def tables(results: dict[str, _Result]) -> str:
 
 def quality_row(name: str, found: _Result) -> list[str]:
     facts, config = found["plan"]["facts"], found["plan"]["config"]
-    kind = f"hidden {config['hidden']}" if config["hidden"] else "linear"
+    linear = "counts" if config["learner"] == "counts" else "linear"
+    kind = f"hidden {config['hidden']}" if config["hidden"] else linear
     model = f"R={config['repetitions']} B={config['buckets']} {kind}, {config['loss']}"
     metrics = [f"{100 * found['metrics'][metric]:.2f}" for metric in METRICS]
     return [name, f"{facts['n_samples']:,}", f"{facts['n_labels']:,}", model, *metrics]
