@@ -66,53 +66,56 @@ def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
     """The cost of training ``config`` on data of which ``facts`` were counted."""
     slots = min(config.n_features, 2**config.feature_bits)
     rows = _rows(config, facts, slots)
+    stored, repetition, beside = (_counted if config.learner == "counts" else _learnt)(config, facts, slots, rows)
+    model = config.repetitions * stored + 4 * config.n_labels
+    return Cost(
+        data=8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples,
+        counting=8 * facts.n_pairs + 16 * facts.n_labels,
+        repetition=repetition,
+        stored=stored,
+        model=model,
+        serving=RUNTIME + model + beside,
+        cpu_seconds=_cpu_seconds(config, facts, rows),
+        in_memory=in_memory,
+    )
+
+
+def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, int, int]:
+    """Bytes of a repetition on disk and in training, and of what serving has beside the model."""
     width = config.hidden or config.buckets
     output = config.buckets * config.hidden
-    if config.learner == "counts":
-        return _counted(config, facts, slots, rows, in_memory=in_memory)
     kept = int(_kept(config, facts, rows) * rows * width)
     stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else 4 * kept)
-    model = config.repetitions * stored + 4 * config.n_labels
-    return Cost(
-        data=8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples,
-        counting=8 * facts.n_pairs + 16 * facts.n_labels,
-        repetition=4 * (rows * width + output) + 16 * rows + _beside(config, facts, stored, kept),
-        stored=stored,
-        model=model,
-        serving=RUNTIME + model + 4 * config.repetitions * output,
-        cpu_seconds=_cpu_seconds(config, facts, 4 * rows * width),
-        in_memory=in_memory,
-    )
+    repetition = 4 * (rows * width + output) + 16 * rows + _beside(config, facts, stored, kept)
+    return stored, repetition, 4 * config.repetitions * output
 
 
-def _counted(config: Config, facts: Facts, slots: int, rows: int, *, in_memory: bool) -> Cost:
-    """The cost where weights are counted: an entry for each distinct pair of a feature and a bucket that met."""
-    meetings = facts.per_sample * facts.n_pairs
-    entries = int(meetings * min(1.0, max(1.0, facts.per_label) ** REPEATED))
+def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, int, int]:
+    """As `_learnt`, where weights are counted: an entry for each distinct pair of a feature and a bucket that met."""
+    entries = int(_meetings(facts) * min(1.0, max(1.0, facts.per_label) ** REPEATED))
     entry = 4 if config.buckets <= NARROW else 6
     stored = 4 * slots + 12 * rows + entry * entries + 4 * config.buckets
-    model = config.repetitions * stored + 4 * config.n_labels
-    chunk = 8 * min(CHUNK_VALUES, int(facts.per_sample * min(CHUNK, facts.n_samples)))
     pairs = 12 * facts.n_pairs + 16 * facts.n_samples
-    return Cost(
-        data=8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples,
-        counting=8 * facts.n_pairs + 16 * facts.n_labels,
-        repetition=8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + stored + chunk,
-        stored=stored,
-        model=model,
-        serving=RUNTIME + model + 4 * config.buckets,
-        cpu_seconds=STARTING + READING * facts.n_values + config.repetitions * COUNTING * meetings,
-        in_memory=in_memory,
-    )
+    repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + stored + _chunk(facts)
+    return stored, repetition, 4 * config.buckets
+
+
+def _meetings(facts: Facts) -> float:
+    """How often a feature meets a label in a sample."""
+    return facts.per_sample * facts.n_pairs
+
+
+def _chunk(facts: Facts) -> int:
+    """Bytes of a chunk of encoded samples."""
+    return 8 * min(CHUNK_VALUES, int(facts.per_sample * min(CHUNK, facts.n_samples)))
 
 
 def _beside(config: Config, facts: Facts, stored: int, kept: int) -> int:
     """What a repetition takes beside its weights: the order of samples, a chunk of them, and copies to be stored."""
     order = 16 * facts.n_samples
-    chunk = 8 * min(CHUNK_VALUES, int(facts.per_sample * min(CHUNK, facts.n_samples)))
     copies = stored if config.hidden else stored + 4 * kept  # a linear model's weights are gathered in float32 first
     best = stored if config.validation_fraction else 0
-    return order + chunk + copies + best + min(CHUNK_BYTES, 64 * facts.n_samples)
+    return order + _chunk(facts) + copies + best + min(CHUNK_BYTES, 64 * facts.n_samples)
 
 
 def _rows(config: Config, facts: Facts, slots: int) -> int:
@@ -144,15 +147,21 @@ def _kept(config: Config, facts: Facts, rows: int) -> float:
     """
     if config.prune == 0:
         return 1.0
-    meetings = KEPT[config.loss] * (PRUNED / config.prune) * facts.per_sample * facts.n_pairs
+    meetings = KEPT[config.loss] * (PRUNED / config.prune) * _meetings(facts)
     return MOST_KEPT * (1.0 - math.exp(-meetings / max(1, rows * config.buckets) / MOST_KEPT))
 
 
-def _cpu_seconds(config: Config, facts: Facts, table: int) -> float:
-    """Start and reading; then the bytes that the kernels move, over the rate at which they were seen to move them."""
+def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
+    """Start and reading; then the bytes that the kernels move, over the rate at which they were seen to move them.
+
+    Where weights are counted: a time for each meeting.
+    """
+    before = STARTING + READING * facts.n_values
+    if config.learner == "counts":
+        return before + config.repetitions * COUNTING * _meetings(facts)
     width = config.hidden or config.buckets
     outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets
     moved = 12 * facts.per_sample * width + 16 * outputs * config.hidden
-    rate = (HIDDEN_RATES if config.hidden else LINEAR_RATES)[table > FAST_CACHE]
+    rate = (HIDDEN_RATES if config.hidden else LINEAR_RATES)[4 * rows * width > FAST_CACHE]
     trained = config.repetitions * config.epochs * facts.n_samples
-    return STARTING + READING * facts.n_values + trained * (PER_SAMPLE + moved / rate)
+    return before + trained * (PER_SAMPLE + moved / rate)

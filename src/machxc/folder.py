@@ -68,24 +68,18 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> dtype (a safet
 
 # kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H hidden
 # units, K labels, R repetitions; rows and entries are free.
+_LINEAR = {
+    "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
+    "row_weights": TensorSpec("F32", ("rows",)),
+    # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them
+    "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
+    "buckets": TensorSpec("U16", ("entries",), below="B"),
+    "weights": TensorSpec("F16", ("entries",)),
+    "bias": TensorSpec("F32", ("B",)),
+}
 TENSORS: dict[str, dict[str, TensorSpec]] = {
-    "linear": {
-        "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
-        "row_weights": TensorSpec("F32", ("rows",)),
-        # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them
-        "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
-        "buckets": TensorSpec("U16", ("entries",), below="B"),
-        "weights": TensorSpec("F16", ("entries",)),
-        "bias": TensorSpec("F32", ("B",)),
-    },
-    "wide": {  # linear, with more buckets than 16 bits can tell apart
-        "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
-        "row_weights": TensorSpec("F32", ("rows",)),
-        "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
-        "buckets": TensorSpec("U32", ("entries",), below="B"),
-        "weights": TensorSpec("F16", ("entries",)),
-        "bias": TensorSpec("F32", ("B",)),
-    },
+    "linear": _LINEAR,
+    "wide": _LINEAR | {"buckets": TensorSpec("U32", ("entries",), below="B")},  # more than 16 bits can tell apart
     "hidden": {
         "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
         "row_weights": TensorSpec("F32", ("rows",)),

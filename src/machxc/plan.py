@@ -31,6 +31,13 @@ _MANY_LABELS, _COUNTED_PER_LABEL, _COUNTED_LABELS = 10_000, 20.0, 2.0
 _OF_GRADIENT = ("hidden", "negatives", "loss", "epochs", "learning_rate", "dropout", "validation_fraction", "patience")
 
 
+# and what counting leaves nothing to choose of: it takes no steps, every token counts, its weights have the background
+_COUNTED = {
+    "loss": "softmax", "hidden": 0, "epochs": 1, "learning_rate": 1.0, "prune": 0.0, "min_count": 1,
+    "sublinear_tf": False, "idf": False,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Plan:
     """The settings, the reason for each that chose itself (by name), what they cost, and the repetitions at a time."""
@@ -154,7 +161,8 @@ class _Chooser:
                 if name != "seed":
                     self.reasons[name] = "as asked"
             else:
-                value, reason = getattr(self, f"_{name}")()
+                fixed = name in _COUNTED and self.counted()
+                value, reason = (_COUNTED[name], "") if fixed else getattr(self, f"_{name}")()
                 self.values[name] = value
                 if reason:
                     self.reasons[name] = reason
@@ -173,12 +181,12 @@ class _Chooser:
         return Plan(config, dict(self.reasons), self.facts, cost, jobs)
 
     def _check(self) -> None:
-        if self._counted():
+        if self.counted():
             self._check_counted()
             return
         if self.values["hidden"] == 0 and self.values["negatives"] > 0:
             raise SettingError("'negatives' needs a hidden layer: the linear model computes all buckets. Set 'hidden'.")
-        if not self.values["hidden"] and self.values["buckets"] > MOST_LINEAR_BUCKETS:
+        if self.values["hidden"] == 0 and self.values["buckets"] > MOST_LINEAR_BUCKETS:
             raise SettingError(
                 f"The 'buckets' parameter of a linear model must be an int in [1, {MOST_LINEAR_BUCKETS}]. "
                 f"Got {self.values['buckets']} instead; set 'hidden' for more."
@@ -193,7 +201,8 @@ class _Chooser:
         if not self.facts.counts:
             raise SettingError("learner='counts' needs features that are counts; these have other values, or negative.")
 
-    def _counted(self) -> bool:
+    def counted(self) -> bool:
+        """Whether weights are counted, not learnt step by step."""
         return bool(self.values["learner"] == "counts")
 
     def _learner(self) -> tuple[str, str]:
@@ -206,16 +215,12 @@ class _Chooser:
 
     def _loss(self) -> tuple[str, str]:
         f = self.facts
-        if self._counted():
-            return "softmax", ""
         if f.most_labels <= 1:
             return "softmax", "every sample has one label"
         return "bce", f"samples have up to {f.most_labels} labels"
 
     def _hidden(self) -> tuple[int, str]:
         f = self.facts
-        if self._counted():
-            return 0, ""
         if self.given.get("negatives", 0) > 0 or self.given.get("buckets", 0) > MOST_LINEAR_BUCKETS:
             return 128, "a linear model computes all buckets, and has fewer of them"
         ratio = f.n_samples / max(1, f.n_distinct)
@@ -225,7 +230,7 @@ class _Chooser:
 
     def _buckets(self) -> tuple[int, str]:
         k = self.facts.n_labels
-        if self._counted():
+        if self.counted():
             return min(_COUNTED_ONE_TO_ONE, 1 << (k - 1).bit_length()), f"{k:,} labels: rows hold what was met only"
         if k <= _ONE_TO_ONE:
             return 1 << max(1, (k - 1).bit_length()), f"{k} labels: one to one, no label shares a bucket"
@@ -234,7 +239,7 @@ class _Chooser:
         return buckets, f"{k:,} labels, {k / buckets:.0f} of them a bucket"
 
     def _repetitions(self) -> tuple[int, str]:
-        if self._counted():
+        if self.counted():
             one = self.values["buckets"] >= 1 << (self.facts.n_labels - 1).bit_length()
             return (1, "no label shares a bucket") if one else (3, "labels share buckets")
         if self.facts.n_labels <= _ONE_TO_ONE:
@@ -247,15 +252,11 @@ class _Chooser:
 
     def _epochs(self) -> tuple[int, str]:
         n = self.facts.n_samples
-        if self._counted():
-            return 1, ""
         least, steps = (3, 20_000) if self.values["hidden"] == 0 else (8 if n < 200_000 else 3, 60_000)
         return min(50, max(least, math.ceil(steps / n))), f"{n:,} samples"
 
     def _learning_rate(self) -> tuple[float, str]:
         many = self.facts.n_samples >= _FEW_SAMPLES
-        if self._counted():
-            return 1.0, ""
         size = "many samples" if many else "few samples"
         if self.values["hidden"]:
             return 1.0, "hidden layer"
@@ -267,17 +268,13 @@ class _Chooser:
         return 0.0, ""
 
     def _smoothing(self) -> tuple[float, str]:
-        return 1.0, "background samples a bucket" if self._counted() else ""
+        return 1.0, "background samples a bucket" if self.counted() else ""
 
     def _prune(self) -> tuple[float, str]:
-        if self._counted():
-            return 0.0, ""
         return 0.5, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
 
     def _min_count(self) -> tuple[int, str]:
         f = self.facts
-        if self._counted():
-            return 1, ""
         if not f.text or f.per_label < _FEW_PER_LABEL or f.n_samples < 2000:
             return 1, ""
         if self.text is not None and self.text.words > 1 and not self.text.chars_max:
@@ -286,7 +283,7 @@ class _Chooser:
 
     def _feature_bits(self) -> tuple[int, str]:
         f = self.facts
-        most = _MOST_COUNTED_BITS if self._counted() else _MOST_BITS
+        most = _MOST_COUNTED_BITS if self.counted() else _MOST_BITS
         if f.n_features <= 1 << most:
             return max(1, (f.n_features - 1).bit_length()), f"{f.n_features:,} features: a slot for each"
         wanted = max(1, 2 * f.rows(self.values["min_count"]))
@@ -294,13 +291,10 @@ class _Chooser:
         return bits, f"{2**bits:,} slots for {f.rows(self.values['min_count']):,} features"
 
     def _sublinear_tf(self) -> tuple[bool, str]:
-        text = self.facts.text and not self._counted()
-        return text, "counts of tokens" if text else ""
+        return self.facts.text, "counts of tokens" if self.facts.text else ""
 
     def _idf(self) -> tuple[bool, str]:
         f = self.facts
-        if self._counted():
-            return False, ""  # the background is in the weights
         if not f.counts:
             return False, "values are measurements or weights, not counts"
         if self.values["hidden"] and not f.text:
@@ -352,7 +346,7 @@ def _within(chooser: _Chooser, plan: Plan, budget: int) -> Plan:
 def _shrinks(chooser: _Chooser, name: str) -> bool:
     """Whether fewer of these take less memory: buckets do not where weights are counted, rows hold what was met."""
     if name == "buckets":
-        return bool(chooser.values["learner"] != "counts")
+        return not chooser.counted()
     return chooser.facts.n_features > 1 << _FEW_BITS
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from machxc.samples import Features
 
 CHUNK = 4096  # samples, at most
 CHUNK_VALUES = 1 << 20  # feature values, on average: 8 MB when encoded
+OnSamples = Callable[[int], None]
+"""Called with the number of samples each time some were trained on."""
 
 
 def chunk_size(features: Features) -> int:

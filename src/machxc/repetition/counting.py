@@ -20,7 +20,7 @@ model at most as many entries as the training samples have (feature, label) pair
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,15 +28,13 @@ from machxc.compiled import fast_kernel, kernel
 from machxc.config import NARROW, Config
 from machxc.partition import Partition
 from machxc.repetition.arithmetic import Int32, to_half
-from machxc.repetition.chunks import chunk_size
+from machxc.repetition.chunks import OnSamples, chunk_size
 from machxc.repetition.encode import Encoder, Rows, fit_encoder
 from machxc.repetition.targets import bucket_counts, bucket_targets
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
 
 POWER, LENGTH, PRIOR, UNSEEN, CALM = 0.7, 0.4, 0.5, 0.01, 2.4  # measured on names, terms and queries: docs/algorithm.md
 _NEVER = np.uint32(0xFFFFFFFF)
-
-OnSamples = Callable[[int], None]
 
 
 def count_repetition(

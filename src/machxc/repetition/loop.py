@@ -7,7 +7,6 @@ the seed and the repetition's number alone, so that the same bytes come out wher
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from machxc.config import Config
 from machxc.errors import DataError
 from machxc.partition import Partition
 from machxc.repetition import random
-from machxc.repetition.chunks import chunk_size
+from machxc.repetition.chunks import OnSamples, chunk_size
 from machxc.repetition.counting import count_repetition
 from machxc.repetition.encode import Encoder, fit_encoder
 from machxc.repetition.linear import LinearLearner
@@ -27,7 +26,6 @@ log = logging.getLogger("machxc.repetition")
 
 HELD_OUT_LOGITS = 1 << 19  # logits of held-out samples computed at a time: some 10 MB with what the loss takes
 Learner = LinearLearner | NetworkLearner
-OnSamples = Callable[[int], None]
 
 
 def train_repetition(

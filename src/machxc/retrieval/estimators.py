@@ -44,7 +44,7 @@ def contributions(logits: Float32, loss: str, estimator: str) -> Float32:
         return _log_softmax(logits) if loss == "softmax" else _log_sigmoid(logits)
     if estimator == "logit":
         return _softmax_logit(logits) if loss == "softmax" else np.array(logits, np.float32)
-    return _softmax(logits) if loss == "softmax" else _sigmoid(logits)
+    return _softmax(logits) if loss == "softmax" else sigmoid(logits)
 
 
 def merge_of(estimator: str) -> int:
@@ -60,7 +60,7 @@ def finish(merged: Float32, estimator: str, n_repetitions: int, n_buckets: int) 
     if estimator == "log-probability":
         scores: Float32 = np.exp(mean)
     elif estimator == "logit":
-        scores = _sigmoid(mean)
+        scores = sigmoid(mean)
     elif estimator == "unbiased" and n_buckets > 1:  # one bucket tells nothing: its probability is all there is
         scores = (mean - np.float32(1 / n_buckets)) * np.float32(n_buckets / (n_buckets - 1))
     else:
@@ -93,7 +93,8 @@ def _softmax_logit(logits: Float32) -> Float32:
     return shifted
 
 
-def _sigmoid(logits: Float32) -> Float32:
+def sigmoid(logits: Float32) -> Float32:
+    """1 / (1 + exp(-x)), without overflow."""
     exp: Float32 = np.exp(-np.abs(logits))
     above: Float32 = np.where(logits >= 0, np.float32(1), exp)
     return above / (exp + np.float32(1))

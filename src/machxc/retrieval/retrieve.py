@@ -15,7 +15,7 @@ import numpy as np
 from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.retrieval.estimators import MEDIAN, check_names, contributions, finish, merge_of
-from machxc.retrieval.single import is_single, probabilities
+from machxc.retrieval.single import is_single, probabilities, rank
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class _Task:
         values = logits if n_repetitions == 1 else contributions(logits, self.loss, self.estimator)
         best_scores, best_labels = self._empty(n)
         if self.ranks:
-            self._rank(logits, best_scores, best_labels)
+            rank(logits[:, 0], self.lookup, self.seen, best_scores, best_labels)
             open_rows = np.empty(0, np.int64)
         else:
             open_rows = self._search(values, best_scores, best_labels) if self.limit else np.arange(n)
@@ -132,11 +132,6 @@ class _Task:
         from machxc.retrieval.heap import NO_LABEL
 
         return np.full((n, self.k), -np.inf, np.float32), np.full((n, self.k), NO_LABEL, np.int64)
-
-    def _rank(self, logits: Float32, best_scores: Float32, best_labels: Int64) -> None:
-        from machxc.retrieval.single import rank
-
-        rank(logits[:, 0], self.lookup, self.seen, best_scores, best_labels)
 
     def _search(self, values: Float32, best_scores: Float32, best_labels: Int64) -> Int64:
         """The rows that the search did not prove. When most are like that, the blocks to come are not searched."""

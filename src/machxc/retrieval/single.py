@@ -12,6 +12,7 @@ import numpy as np
 from machxc.compiled import fast_kernel, kernel
 from machxc.partition import HashPartition, Partition
 from machxc.repetition.arithmetic import exponential
+from machxc.retrieval.estimators import finish, sigmoid
 from machxc.retrieval.heap import best_first, offer
 from machxc.retrieval.scoring import Lookup, find_members, is_seen
 from machxc.samples import Array, Float32, Int64
@@ -32,16 +33,9 @@ def probabilities(logits: Float32, values: Float32, loss: str, estimator: str) -
 
     -inf stays -inf.
     """
-    n_buckets = logits.shape[-1]
-    with np.errstate(over="ignore"):
-        if loss == "softmax":
-            scores: Float32 = np.exp(values - _log_sums(logits[:, 0])[:, None])
-        else:
-            scores = np.float32(1) / (np.float32(1) + np.exp(-values))
-    if estimator == "unbiased" and n_buckets > 1:
-        scores = (scores - np.float32(1 / n_buckets)) * np.float32(n_buckets / (n_buckets - 1))
-    scores[values == -np.inf] = -np.inf
-    return scores
+    found: Float32 = np.exp(values - _log_sums(logits[:, 0])[:, None]) if loss == "softmax" else sigmoid(values)
+    found[values == -np.inf] = -np.inf
+    return finish(found, "unbiased" if estimator == "unbiased" else "mean", 1, logits.shape[-1])
 
 
 def _log_sums(logits: Float32) -> Float32:
