@@ -100,6 +100,11 @@ class Context:
         self.note(single_ms=1e3 * sorted(times)[len(times) // 2])
 
 
+def single_rows(features: Any) -> list[Any]:
+    """The first rows of a sparse matrix, to be asked one by one."""
+    return [features[i] for i in range(min(SINGLE, features.shape[0]))]
+
+
 def padded(rows: Iterable[Sequence[int]], top: int) -> Any:
     """Lists of label ids, best first, as int32 [n, top], -1 where there are fewer."""
     kept = [list(row)[:top] for row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from context import SINGLE, Context, best_of_sparse, unit_rows
+from context import Context, best_of_sparse, single_rows, unit_rows
 
 _BLOCK = 64  # samples whose scores are in memory, a thread
 
@@ -25,6 +25,5 @@ def predict(ctx: Context) -> Any:
     blocks = [features[i : i + _BLOCK] for i in range(0, features.shape[0], _BLOCK)]
     with ctx.timed("predict_s"), ThreadPoolExecutor(ctx.threads) as pool:
         ids = list(pool.map(lambda block: best_of_sparse((block @ centroids).tocsr(), ctx.top), blocks))
-    rows = [features[i] for i in range(min(SINGLE, features.shape[0]))]
-    ctx.time_single(lambda row: best_of_sparse((row @ centroids).tocsr(), 10), rows)
+    ctx.time_single(lambda row: best_of_sparse((row @ centroids).tocsr(), 10), single_rows(features))
     return np.concatenate(ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from context import SINGLE, Context, padded
+from context import Context, padded, single_rows
 
 
 def train(ctx: Context) -> None:
@@ -18,8 +18,7 @@ def predict(ctx: Context) -> Any:
     features = ctx.features("test")
     with ctx.timed("predict_s"):
         found = model.predict(features, top_k=ctx.top)
-    rows = [features[i] for i in range(min(SINGLE, features.shape[0]))]
-    ctx.time_single(lambda row: model.predict(row, top_k=10), rows)
+    ctx.time_single(lambda row: model.predict(row, top_k=10), single_rows(features))
     return padded(found, ctx.top)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from context import SINGLE, Context, best_of_sparse, unit_rows
+from context import Context, best_of_sparse, single_rows, unit_rows
 
 
 def train(ctx: Context) -> None:
@@ -31,6 +31,5 @@ def predict(ctx: Context) -> Any:
     features = unit_rows(ctx.features("test"))
     with ctx.timed("predict_s"):
         scores = model.predict(features, only_topk=ctx.top, beam_size=10, threads=ctx.threads)
-    rows = [features[i] for i in range(min(SINGLE, features.shape[0]))]
-    ctx.time_single(lambda row: model.predict(row, only_topk=10, beam_size=10, threads=1), rows)
+    ctx.time_single(lambda row: model.predict(row, only_topk=10, beam_size=10, threads=1), single_rows(features))
     return best_of_sparse(scores.tocsr(), ctx.top)
