@@ -74,7 +74,10 @@ def run_repetitions(
     def task(r: int) -> None:
         store(r, train_repetition(samples, config, partition, r, counter.add))
 
-    executor_for(min(jobs, len(numbers))).run(task, numbers, counter.cancel)
+    try:
+        executor_for(min(jobs, len(numbers))).run(task, numbers, counter.cancel)
+    except CancelledError:  # a sibling ended before the repetition in which progress raised
+        raise counter.raised or CancelledError from None
 
 
 def label_counts(samples: Samples) -> UInt32:
@@ -98,15 +101,21 @@ class _Counter:
         self._progress, self._total, self._done = progress, total, 0
         self._lock = threading.Lock()
         self._cancelled = False
+        self.raised: BaseException | None = None  # by progress: nothing is counted after that
 
     def add(self, n: int) -> None:
-        """Count n samples more; raises CancelledError once the run was cancelled."""
-        if self._cancelled:
-            raise CancelledError
+        """Count n samples more; raises CancelledError once the run was cancelled, or progress raised."""
         with self._lock:
+            if self._cancelled:
+                raise CancelledError
             self._done += n
-            if self._progress is not None:
+            if self._progress is None:
+                return
+            try:
                 self._progress(self._done, self._total)
+            except BaseException as error:
+                self.raised, self._cancelled = error, True
+                raise
 
     def cancel(self) -> None:
         """Let all repetitions end at their next chunk."""
