@@ -35,6 +35,7 @@ BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
     "learning_rate": (float, 1e-9, 1e6),
     "dropout": (float, 0.0, 0.99),
     "smoothing": (float, 1e-6, 1e9),
+    "left_out": (int, 0, MAX_ID),
     "prune": (float, 0.0, 1e6),
     "feature_bits": (int, 1, 32),
     "min_count": (int, 1, MAX_ID),
@@ -109,8 +110,9 @@ class Settings:
     repetitions R, buckets B (a repetition), hidden (units; 0 is the linear model), negatives (sampled buckets a sample;
     0 is all of them), loss ("softmax" or "bce"), epochs, learning_rate (initial, decays linearly to 0), dropout
     (probability that an input feature is left out), smoothing (counts: background samples added to those of a bucket),
-    prune (linear model: weights nearer to 0 are not stored), feature_bits (features are hashed to 2**bits slots),
-    min_count (slots seen in fewer training samples are dropped), sublinear_tf, idf, l2 (weighting of features),
+    left_out (counts: samples that are left out of their own bucket, to learn how much each feature says), prune (linear
+    model: weights nearer to 0 are not stored), feature_bits (features are hashed to 2**bits slots), min_count (slots
+    seen in fewer training samples are dropped), sublinear_tf, idf, l2 (weighting of features),
     estimator (how R bucket scores become a label's score), validation_fraction and patience (early stopping: held-out
     part of the samples; epochs without improvement), seed.
     """
@@ -125,6 +127,7 @@ class Settings:
     learning_rate: float | None = None
     dropout: float | None = None
     smoothing: float | None = None
+    left_out: int | None = None
     prune: float | None = None
     feature_bits: int | None = None
     min_count: int | None = None
@@ -177,6 +180,7 @@ class Config:
     learning_rate: float
     dropout: float
     smoothing: float
+    left_out: int
     prune: float
     feature_bits: int
     min_count: int

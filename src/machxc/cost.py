@@ -21,6 +21,7 @@ FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the cac
 LINEAR_RATES, HIDDEN_RATES = (36e9, 17e9), (60e9, 35e9)
 REPEATED = -0.25  # of the meetings of features and buckets, the share that are the first: samples a label to this power
 COUNTING = 60e-9  # seconds a meeting, where weights are counted
+LEAVING_OUT, MOST_LEAVING_OUT = 40e-12, 1e-3  # seconds to learn from a left-out sample: a feature in the data, at most
 PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
 READING = 0.4e-6  # seconds a feature of a text, to read it and to hash it
 STARTING = 1.2  # seconds to start, and to load compiled kernels
@@ -96,6 +97,8 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
     entry = 4 if config.buckets <= NARROW else 6
     stored = 4 * slots + 12 * rows + entry * entries + 4 * config.buckets
     pairs = 12 * facts.n_pairs + 16 * facts.n_samples
+    if config.left_out:
+        pairs += 24 * facts.n_pairs + 20 * rows
     repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + stored + _chunk(facts)
     return stored, repetition, 4 * config.buckets
 
@@ -158,7 +161,8 @@ def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
     """
     before = STARTING + READING * facts.n_values
     if config.learner == "counts":
-        return before + config.repetitions * COUNTING * _meetings(facts)
+        learning = config.left_out * min(MOST_LEAVING_OUT, LEAVING_OUT * facts.n_values)
+        return before + config.repetitions * (COUNTING * _meetings(facts) + learning)
     width = config.hidden or config.buckets
     outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets
     moved = 12 * facts.per_sample * width + 16 * outputs * config.hidden

@@ -20,13 +20,15 @@ from machxc.facts import Facts
 
 MOST_LINEAR_BUCKETS = NARROW  # of a linear model that is learnt step by step: it computes them all
 _FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many samples for each: linear underfits
-_FEW_SAMPLES = 50_000  # below, a lower learning rate
+_FEW_SAMPLES = 50_000  # below, a lower learning rate, and more repetitions, which cost little
+_MANY_MORE_SAMPLES = 1_000_000  # from here on, fewer
 _FEW_PER_LABEL = 3.0  # samples a label: below, every token counts
 _ONE_TO_ONE = 128  # labels: up to here each gets a bucket of its own
 _COUNTED_ONE_TO_ONE = 1 << 20  # and up to here where weights are counted: rows have entries for what they met only
 _FEW_BITS, _MOST_BITS, _MOST_COUNTED_BITS = 8, 20, 22
 # weights are counted, not learnt, where there are so many labels, with so few samples each, and so few a sample
 _MANY_LABELS, _COUNTED_PER_LABEL, _COUNTED_LABELS = 10_000, 20.0, 2.0
+LEFT_OUT = 20_000  # samples, at most: more are hardly worth their time
 # what only learning by gradient has
 _OF_GRADIENT = ("hidden", "negatives", "loss", "epochs", "learning_rate", "dropout", "validation_fraction", "patience")
 
@@ -153,7 +155,7 @@ class _Chooser:
         """Take what was given, choose the rest, in an order in which reasons build on each other."""
         for name in (
             "learner", "loss", "hidden", "buckets", "repetitions", "negatives", "epochs", "learning_rate", "dropout",
-            "smoothing", "prune", "min_count", "feature_bits", "sublinear_tf", "idf", "l2", "estimator",
+            "smoothing", "left_out", "prune", "min_count", "feature_bits", "sublinear_tf", "idf", "l2", "estimator",
             "validation_fraction", "patience", "seed",
         ):  # fmt: skip
             if name in self.given:
@@ -244,8 +246,8 @@ class _Chooser:
             return (1, "no label shares a bucket") if one else (3, "labels share buckets")
         if self.facts.n_labels <= _ONE_TO_ONE:
             return 4, "nothing shares a bucket; a few repetitions steady the scores"
-        repetitions = 16 if self.facts.n_samples < 1_000_000 else 8
-        return repetitions, f"{self.facts.n_samples:,} samples"
+        n = self.facts.n_samples
+        return 32 if n < _FEW_SAMPLES else 16 if n < _MANY_MORE_SAMPLES else 8, f"{n:,} samples"
 
     def _negatives(self) -> tuple[int, str]:
         return 0, ""
@@ -269,6 +271,9 @@ class _Chooser:
 
     def _smoothing(self) -> tuple[float, str]:
         return 1.0, "background samples a bucket" if self.counted() else ""
+
+    def _left_out(self) -> tuple[int, str]:
+        return (LEFT_OUT, "samples show, left out of their bucket, what features say") if self.counted() else (0, "")
 
     def _prune(self) -> tuple[float, str]:
         return 0.5, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""

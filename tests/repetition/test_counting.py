@@ -18,7 +18,8 @@ from machxc.labels import LabelNames
 from machxc.model import Model, partition_of
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.repetition import counting
-from machxc.repetition.counting import CALM, LENGTH, POWER, PRIOR, UNSEEN, count_repetition
+from machxc.repetition.counting import count_repetition
+from machxc.repetition.counts import CALM, LENGTH, POWER, PRIOR, UNSEEN
 from machxc.repetition.encode import encoder_of, slot_hash
 from machxc.repetition.linear import LinearScorer
 from machxc.samples import Array, Samples

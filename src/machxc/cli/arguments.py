@@ -42,6 +42,10 @@ SETTINGS = {
     "feature_bits": ("BITS", "features are hashed to 2**BITS slots"),
     "min_count": ("N", "drop features that fewer samples have"),
     "smoothing": ("N", "background samples that are added to those of a bucket (learner counts only)"),
+    "left_out": (
+        "N",
+        "samples left out of their own bucket, to learn how much each feature says (learner counts only)",
+    ),
     "prune": ("W", "weights closer to 0 than this are not stored (linear model only)"),
     "sublinear_tf": (None, "take 1 + the logarithm of counts"),
     "idf": (None, "weigh features by how few samples have them"),

@@ -1,4 +1,4 @@
-"""The counted repetition: weights in closed form, from how often a feature meets a bucket. No gradient, two passes.
+"""The counted repetition: weights in closed form, from how often a feature meets a bucket.
 
 A smoothed multinomial model of each bucket, as information retrieval ranks documents by the likelihood of a query
 (Zhai and Lafferty 2001, Dirichlet priors), and with the background of Kneser and Ney (1995): a feature is as common
@@ -8,6 +8,9 @@ as the number of buckets that have it, not as the number of its occurrences.
     p(f)      the share of f in all pairs (feature, bucket) with c > 0
     w(f, b) = max(0, ln(1 + c(f, b)**POWER / (smoothing * p(f))) - LENGTH * ln(1 + sum_f c(f, b) / smoothing))
     bias(b) = PRIOR * ln(number of samples of bucket b), of an empty bucket as if it had UNSEEN samples
+
+Two passes over the samples, no gradient. What these weights do not know is then learnt from some samples that are left
+out of their own bucket: see leave_one_out.py.
 
 Features of one sample repeat each other, and a product over all of them is far too sure of itself. So weights and
 biases are multiplied by min(1, CALM / root of the mean number of features of a sample): that changes no ranking, and
@@ -29,11 +32,12 @@ from machxc.config import NARROW, Config
 from machxc.partition import Partition
 from machxc.repetition.arithmetic import Int32, to_half
 from machxc.repetition.chunks import OnSamples, chunk_size
+from machxc.repetition.counts import CALM, Counts, Pairs, shared, weight_of
 from machxc.repetition.encode import Encoder, Rows, fit_encoder
+from machxc.repetition.leave_one_out import Learnt, learn
 from machxc.repetition.targets import bucket_counts, bucket_targets
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
 
-POWER, LENGTH, PRIOR, UNSEEN, CALM = 0.7, 0.4, 0.5, 0.01, 2.4  # measured on names, terms and queries: docs/algorithm.md
 _NEVER = np.uint32(0xFFFFFFFF)
 
 
@@ -45,40 +49,63 @@ def count_repetition(
     ``on_samples`` is called with numbers of samples that add up to N.
     """
     encoder = fit_encoder(samples.features, config, r)
-    members, buckets = _by_bucket(samples, partition, r)
-    weights = np.ones(len(members), np.float32) if samples.weights is None else samples.weights[members]
-    starts = np.zeros(len(encoder.row_weights) + 1, np.int64)
-    last = np.full(len(encoder.row_weights), _NEVER, np.uint32)
-    for rows, chunk in _chunks(samples, encoder, members):
-        _count_entries(rows.indptr, rows.rows, rows.weights, buckets[chunk], weights[chunk], last, starts)
-    np.cumsum(starts, out=starts)
-    entries = np.empty(starts[-1], np.uint32)
-    counts = np.zeros(starts[-1], np.float32)
-    lengths = np.zeros(config.buckets, np.float32)
-    ends = starts[:-1].copy()
-    done = 0
-    for rows, chunk in _chunks(samples, encoder, members):
-        _add_counts(
-            rows.indptr, rows.rows, rows.weights, buckets[chunk], weights[chunk], starts, ends, entries, counts, lengths
-        )
-        if on_samples is not None:
-            reached = chunk.stop * len(samples) // len(members)
-            on_samples(reached - done)
-            done = reached
-    if on_samples is not None:
-        on_samples(len(samples) - done)
-    smoothing, calm = np.float32(config.smoothing), _calm(samples)
-    penalties = LENGTH * np.log1p(lengths / smoothing)
-    kept = _to_weights(starts, entries, counts, penalties, smoothing, calm, np.float32(config.prune))
-    share = bucket_counts(samples, partition, r)
+    pairs = _by_bucket(samples, partition, r)
+    counts = _count(samples, encoder, pairs, config, bucket_counts(samples, partition, r), on_samples)
+    weights, calm = np.empty(len(counts.counts), np.float32), _calm(samples)
+    _to_weights(counts.starts, counts.entries, counts.counts, counts.background, counts.penalties, weights)
+    learnt = Learnt.nothing(len(encoder.row_weights))
+    if config.left_out:
+        learnt = learn(samples, encoder, partition, pairs, counts, weights, config, r, calm, on_samples)
+    bias = learnt.prior * counts.log_shares
+    kept = _take_in(
+        counts.starts, counts.entries, counts.counts, weights, counts.shares, counts.lengths, counts.features,
+        learnt.scale, learnt.lack, counts.mean_value, calm, np.float32(config.prune), bias,
+    )  # fmt: skip
+    starts, entries = counts.starts, counts.entries
+    del counts  # before copies are made
     return {
         "slots": encoder.slots,
         "row_weights": encoder.row_weights,
         "starts": starts,
         "buckets": entries[:kept].astype(np.uint16 if config.buckets <= NARROW else np.uint32),
-        "weights": to_half(counts[:kept]),
-        "bias": (calm * PRIOR * np.log(np.maximum(share, UNSEEN))).astype(np.float32),
+        "weights": to_half(weights[:kept]),
+        "bias": calm * bias,
     }
+
+
+def _count(
+    samples: Samples, encoder: Encoder, pairs: Pairs, config: Config, shares: Array, on_samples: OnSamples | None
+) -> Counts:
+    """Two passes: how many buckets each feature met, then how much it met each of them."""
+    starts = np.zeros(len(encoder.row_weights) + 1, np.int64)
+    last = np.full(len(encoder.row_weights), _NEVER, np.uint32)
+    for rows, chunk in _chunks(samples, encoder, pairs):
+        _count_entries(rows.indptr, rows.rows, rows.weights, pairs.buckets[chunk], pairs.weights[chunk], last, starts)
+    met = starts[1:].astype(np.float32)
+    np.cumsum(starts, out=starts)
+    counts = Counts(
+        starts,
+        np.empty(starts[-1], np.uint32),
+        np.zeros(starts[-1], np.float32),
+        np.float32(config.smoothing) * met / np.float32(max(1, starts[-1])),
+        shares.astype(np.float32),
+        np.zeros(config.buckets, np.float32),
+        np.zeros(config.buckets, np.float32),
+        np.float32(config.smoothing),
+    )
+    ends, done = starts[:-1].copy(), 0
+    for rows, chunk in _chunks(samples, encoder, pairs):
+        _add_counts(
+            rows.indptr, rows.rows, rows.weights, pairs.buckets[chunk], pairs.weights[chunk],
+            starts, ends, counts.entries, counts.counts, counts.lengths, counts.features,
+        )  # fmt: skip
+        if on_samples is not None:
+            reached = chunk.stop * len(samples) // len(pairs)
+            on_samples(reached - done)
+            done = reached
+    if on_samples is not None:
+        on_samples(len(samples) - done)
+    return counts
 
 
 def _calm(samples: Samples) -> np.float32:
@@ -86,21 +113,22 @@ def _calm(samples: Samples) -> np.float32:
     return np.float32(min(1.0, CALM / math.sqrt(max(1.0, per_sample))))
 
 
-def _by_bucket(samples: Samples, partition: Partition, r: int) -> tuple[UInt32, UInt32]:
-    """All (sample, bucket) pairs, each once, ordered by bucket and then by sample: uint32 [pairs] each."""
+def _by_bucket(samples: Samples, partition: Partition, r: int) -> Pairs:
+    """All (sample, bucket) pairs, ordered by bucket."""
     targets = bucket_targets(samples, np.arange(len(samples), dtype=np.int64), partition, r)
     starts = np.zeros(partition.n_buckets + 1, np.int64)
     members, buckets = np.empty(len(targets.buckets), np.uint32), np.empty(len(targets.buckets), np.uint32)
     _sort_pairs(targets.indptr, targets.buckets, starts, members, buckets)
-    return members, buckets
+    weights = np.ones(len(members), np.float32) if samples.weights is None else samples.weights[members]
+    return Pairs(members, buckets, weights)
 
 
-def _chunks(samples: Samples, encoder: Encoder, members: UInt32) -> Iterator[tuple[Rows, slice]]:
-    """Encoded samples in the order of ``members``, and the slice of it that they are, chunk by chunk."""
+def _chunks(samples: Samples, encoder: Encoder, pairs: Pairs) -> Iterator[tuple[Rows, slice]]:
+    """Encoded samples in the order of ``pairs``, and the slice of it that they are, chunk by chunk."""
     step = chunk_size(samples.features)
-    for start in range(0, len(members), step):
-        chunk = slice(start, min(start + step, len(members)))
-        yield encoder(samples.features, members[chunk].astype(np.int64)), chunk
+    for start in range(0, len(pairs), step):
+        chunk = slice(start, min(start + step, len(pairs)))
+        yield encoder(samples.features, pairs.members[chunk].astype(np.int64)), chunk
 
 
 @kernel
@@ -131,7 +159,7 @@ def _count_entries(
 @kernel
 def _add_counts(
     indptr: Int64, rows: Int32, values: Float32, buckets: UInt32, weights: Float32,
-    starts: Int64, ends: Int64, entries: UInt32, counts: Float32, lengths: Float32,
+    starts: Int64, ends: Int64, entries: UInt32, counts: Float32, lengths: Float32, features: Float32,
 ) -> None:  # fmt: skip
     """Add samples, ordered by bucket, to the entries of their rows: what a row has of a bucket is its last entry."""
     for i in range(len(indptr) - 1):
@@ -145,24 +173,39 @@ def _add_counts(
                 ends[row] += 1
             counts[ends[row] - 1] += value
             lengths[bucket] += value
+            features[bucket] += weights[i]
 
 
 @fast_kernel
 def _to_weights(
-    starts: Int64, entries: UInt32, counts: Float32, penalties: Float32,
-    smoothing: np.float32, calm: np.float32, prune: np.float32,
+    starts: Int64, entries: UInt32, counts: Float32, background: Float32, penalties: Float32, weights: Float32
+) -> None:
+    for row in range(len(starts) - 1):
+        for e in range(starts[row], starts[row + 1]):
+            weights[e] = max(weight_of(counts[e], background[row], penalties[entries[e]]), np.float32(0.0))
+
+
+@fast_kernel
+def _take_in(
+    starts: Int64, entries: UInt32, counts: Float32, weights: Float32,
+    shares: Float32, lengths: Float32, features: Float32, scale: Float32, lack: Float32,
+    mean: np.float32, calm: np.float32, prune: np.float32, bias: Float32,
 ) -> int:  # fmt: skip
-    """Replace counts by weights, in place, those at most ``prune`` left out; returns how many are left."""
-    total = np.float32(starts[len(starts) - 1])
+    """Take what was learnt into the weights and the bias, in place, and leave out weights at most ``prune`` from 0.
+
+    Returns how many weights are left.
+    """
     kept = 0
     for row in range(len(starts) - 1):
         first, last = starts[row], starts[row + 1]
         starts[row] = kept
-        background = smoothing * np.float32(last - first) / total
         for e in range(first, last):
-            weight = calm * (np.log1p(counts[e] ** np.float32(POWER) / background) - penalties[entries[e]])
-            if weight > prune:
-                entries[kept], counts[kept] = entries[e], weight
+            bucket = entries[e]
+            lacked = lack[row] * shared(counts[e], shares[bucket], lengths[bucket], features[bucket])
+            bias[bucket] -= lacked
+            weight = calm * (scale[row] * weights[e] + lacked / mean)
+            if np.abs(weight) > prune:
+                entries[kept], weights[kept] = bucket, weight
                 kept += 1
     starts[len(starts) - 1] = kept
     return kept

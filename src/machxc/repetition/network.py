@@ -1,6 +1,6 @@
 """The repetition with a hidden layer: rows of H inputs, ReLU, then an output vector of H numbers for each bucket.
 
-All buckets, or the targets and a few sampled others: see `_train`.
+All buckets, or the targets and a few sampled others: see `_train_all` and `_train_sampled`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from machxc.compiled import fast_kernel, kernel
+from machxc.compiled import fast_kernel, inline, kernel
 from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import (
@@ -32,7 +32,10 @@ from machxc.samples import Array, Float32, frozen
 
 @dataclass
 class NetworkLearner:
-    """A repetition with a hidden layer in training: float32 weights and row-wise Adagrad sums."""
+    """A repetition with a hidden layer in training: float32 weights and row-wise Adagrad sums.
+
+    ``output`` float32 [B, H] lies in memory column by column where all buckets are computed, row by row where some are.
+    """
 
     softmax: bool
     negatives: int
@@ -53,13 +56,15 @@ class NetworkLearner:
         """
         table = np.empty((n_rows, config.hidden), np.float32)
         _uniform(table, np.float32(np.sqrt(3.0 / config.hidden)), random.stream(config.seed, random.WEIGHTS, r))
+        negatives = config.negatives if config.negatives < config.buckets else 0
+        output = np.zeros((config.buckets, config.hidden), np.float32, order="C" if negatives else "F")
         return cls(
             config.loss == "softmax",
-            config.negatives if config.negatives < config.buckets else 0,
+            negatives,
             random.stream(config.seed, random.NEGATIVES, r),
             table,
             np.zeros(config.hidden, np.float32),
-            np.zeros((config.buckets, config.hidden), np.float32),
+            output,
             bias,
             np.zeros(n_rows + 1, np.float32),
             np.zeros(config.buckets, np.float32),
@@ -71,35 +76,22 @@ class NetworkLearner:
 
         ``position``: how many samples were trained on before, in this and earlier epochs (draws the negatives).
         """
-        return float(
-            _train(
-                rows.indptr,
-                rows.rows,
-                rows.weights,
-                targets.indptr,
-                targets.buckets,
-                targets.weights,
-                self.table,
-                self.hidden_bias,
-                self.output,
-                self.bias,
-                self.squares,
-                self.output_squares,
-                self.bias_square,
-                self.softmax,
-                self.negatives,
-                self.state,
-                position,
-                *map(np.float32, rates),
-            )
-        )
+        given = (rows.indptr, rows.rows, rows.weights, targets.indptr, targets.buckets, targets.weights)
+        sums = (self.squares, self.output_squares, self.bias_square)
+        first_rate, last_rate = map(np.float32, rates)
+        if not self.negatives:
+            learnt = (self.table, self.hidden_bias, self.output.T, self.bias)
+            return float(_train_all(*given, *learnt, *sums, self.softmax, first_rate, last_rate))
+        learnt = (self.table, self.hidden_bias, self.output, self.bias)
+        drawn = (self.negatives, self.state, position)
+        return float(_train_sampled(*given, *learnt, *sums, self.softmax, *drawn, first_rate, last_rate))
 
     def logits(self, rows: Rows) -> Float32:
         """Bucket scores before softmax or sigmoid: float32 [n, B]."""
         hidden = np.empty((len(rows), len(self.hidden_bias)), np.float32)
         _hidden(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
         out = np.empty((len(rows), len(self.bias)), np.float32)
-        _outputs(hidden, self.output, self.bias, out)
+        _outputs(hidden, np.ascontiguousarray(self.output), self.bias, out)
         return out
 
     def tensors(self) -> dict[str, Array]:
@@ -138,101 +130,166 @@ def _uniform(table: Float32, half_width: np.float32, state: np.uint64) -> None:
 
 
 @fast_kernel
-def _train(
+def _train_all(
+    indptr: Array, rows: Int32, weights: Float32, target_indptr: Array, targets: Int32, sample_weights: Float32,
+    table: Float32, hidden_bias: Float32, columns: Float32, bias: Float32,
+    squares: Float32, output_squares: Float32, bias_square: Float32,
+    softmax: bool, first_rate: np.float32, last_rate: np.float32,
+) -> np.float64:  # fmt: skip
+    """One step of stochastic gradient descent a sample, all buckets computed.
+
+    ``columns`` float32 [H, B] has what each hidden unit gives to the buckets, one after the other in memory: units
+    that are 0 (about half) give nothing and learn nothing, so that they are not even read. The others' are read once
+    on the way forward, and once on the way back, where their gradient and their step are taken together.
+    """
+    n_hidden, n_buckets = columns.shape
+    z, g, step = np.empty(n_buckets, np.float32), np.empty(n_buckets, np.float32), np.empty(n_buckets, np.float32)
+    bits = np.empty(n_buckets, np.int32)
+    powers = bits.view(np.float32)
+    h, dh = np.empty(n_hidden, np.float32), np.empty(n_hidden, np.float32)
+    active = np.empty(n_hidden, np.int64)
+    n = len(indptr) - 1
+    loss = np.float64(0.0)
+    for i in range(n):
+        wanted = targets[target_indptr[i] : target_indptr[i + 1]]
+        if softmax and len(wanted) == 0:
+            continue  # a sample without labels says nothing to a softmax
+        sample = slice(indptr[i], indptr[i + 1])
+        h_square = _forward(rows[sample], weights[sample], table, hidden_bias, h)
+        n_active = 0
+        copy(z, bias)
+        for k in range(n_hidden):
+            dh[k] = np.float32(0.0)
+            if h[k] > np.float32(0.0):
+                active[n_active] = k
+                n_active += 1
+                add_row(z, h[k], columns[k])
+        if softmax:
+            loss += softmax_gradient(z, wanted, sample_weights[i], bits, powers, g)
+        else:
+            loss += sigmoid_gradient(z, wanted, sample_weights[i], bits, powers, g)
+        rate = first_rate + (last_rate - first_rate) * np.float32(i) / np.float32(n)
+        bias_gradient = np.float32(1e-30)
+        for b in range(n_buckets):
+            bias_gradient += g[b] * g[b]
+            output_squares[b] += g[b] * g[b] * h_square + np.float32(1e-30)
+            step[b] = -rate * g[b] / np.sqrt(output_squares[b])
+        for k in active[:n_active]:
+            column, unit, total = columns[k], h[k], np.float32(0.0)
+            for b in range(n_buckets):
+                total += g[b] * column[b]
+                column[b] += unit * step[b]
+            dh[k] = total
+        bias_square[0] += bias_gradient
+        add_row(bias, np.float32(-BIAS_RATE) * rate / np.sqrt(bias_square[0]), g)
+        _backward(rows[sample], weights[sample], dh, rate, table, hidden_bias, squares)
+    return loss
+
+
+@fast_kernel
+def _train_sampled(
     indptr: Array, rows: Int32, weights: Float32, target_indptr: Array, targets: Int32, sample_weights: Float32,
     table: Float32, hidden_bias: Float32, output: Float32, bias: Float32,
     squares: Float32, output_squares: Float32, bias_square: Float32,
     softmax: bool, negatives: int, state: np.uint64, position: int, first_rate: np.float32, last_rate: np.float32,
 ) -> np.float64:  # fmt: skip
-    """One step of stochastic gradient descent a sample.
+    """One step of stochastic gradient descent a sample, the targets and ``negatives`` m other buckets computed.
 
-    With ``negatives`` m > 0 only the targets and m buckets, drawn evenly with replacement, are computed; a draw that
-    is a target is left out. Each draw stands for B / m buckets: in the binary cross-entropy its gradient is multiplied
-    by that, which makes the expectation of the gradient that of all buckets; in the softmax its logit is raised by the
-    logarithm of it (sampled softmax, Jean et al. 2015), which does so for the sum that the softmax divides by.
+    These are drawn evenly with replacement; a draw that is a target is left out. Each draw stands for B / m buckets: in
+    the binary cross-entropy its gradient is multiplied by that, which makes the expectation of the gradient that of all
+    buckets; in the softmax its logit is raised by the logarithm of it (sampled softmax, Jean et al. 2015), which does
+    so for the sum that the softmax divides by. ``output`` float32 [B, H]: what a bucket takes lies together.
     """
     n_buckets, n_hidden = output.shape
     room = n_buckets + negatives
-    picked = np.arange(room)  # with all buckets computed it stays so
-    z = np.empty(room, np.float32)
-    g = np.empty(room, np.float32)
+    picked = np.empty(room, np.int64)
+    z, g = np.empty(room, np.float32), np.empty(room, np.float32)
     bits = np.empty(room, np.int32)
     powers = bits.view(np.float32)
-    h = np.empty(n_hidden, np.float32)
-    dh = np.empty(n_hidden, np.float32)
+    h, dh = np.empty(n_hidden, np.float32), np.empty(n_hidden, np.float32)
     first_targets = np.arange(n_buckets).astype(np.int32)
-    stands_for = np.float32(n_buckets) / np.float32(max(1, negatives))
+    stands_for = np.float32(n_buckets) / np.float32(negatives)
     n = len(indptr) - 1
     loss = np.float64(0.0)
     for i in range(n):
         wanted = targets[target_indptr[i] : target_indptr[i + 1]]
         if softmax and len(wanted) == 0:
             continue
-        copy(h, hidden_bias)
-        for j in range(indptr[i], indptr[i + 1]):
-            add_row(h, weights[j], table[rows[j]])
-        h_square = np.float32(1e-30)
-        for k in range(n_hidden):
-            h[k] = max(h[k], np.float32(0.0))
-            h_square += h[k] * h[k]
-        # which outputs, and their logits
-        m = n_buckets
-        if negatives > 0:
-            m = len(wanted)
-            for b in range(m):
-                picked[b] = wanted[b]
-            for s in range(negatives):
-                bucket = np.int64(draw(state, (position + i) * negatives + s) % np.uint64(n_buckets))
-                at = np.searchsorted(wanted, bucket)
-                if at == len(wanted) or wanted[at] != bucket:
-                    picked[m] = bucket
-                    m += 1
-            wanted = first_targets[: len(wanted)]
+        sample = slice(indptr[i], indptr[i + 1])
+        h_square = _forward(rows[sample], weights[sample], table, hidden_bias, h)
+        m = len(wanted)
+        for b in range(m):
+            picked[b] = wanted[b]
+        for s in range(negatives):
+            bucket = np.int64(draw(state, (position + i) * negatives + s) % np.uint64(n_buckets))
+            at = np.searchsorted(wanted, bucket)
+            if at == len(wanted) or wanted[at] != bucket:
+                picked[m] = bucket
+                m += 1
+        first = first_targets[: len(wanted)]
         for b in range(m):
             row = output[picked[b]]
             total = bias[picked[b]]
             for k in range(n_hidden):
                 total += h[k] * row[k]
             z[b] = total
-        if negatives > 0 and softmax:
-            z[len(wanted) : m] += np.log(stands_for)
         if softmax:
-            loss += softmax_gradient(z[:m], wanted, sample_weights[i], bits[:m], powers[:m], g[:m])
+            z[len(wanted) : m] += np.log(stands_for)
+            loss += softmax_gradient(z[:m], first, sample_weights[i], bits[:m], powers[:m], g[:m])
         else:
-            loss += sigmoid_gradient(z[:m], wanted, sample_weights[i], bits[:m], powers[:m], g[:m])
-            if negatives > 0:
-                for b in range(len(wanted), m):
-                    g[b] *= stands_for
-        # outputs, and the gradient of the hidden units
+            loss += sigmoid_gradient(z[:m], first, sample_weights[i], bits[:m], powers[:m], g[:m])
+            for b in range(len(wanted), m):
+                g[b] *= stands_for
         rate = first_rate + (last_rate - first_rate) * np.float32(i) / np.float32(n)
-        for k in range(n_hidden):
-            dh[k] = np.float32(0.0)
         bias_gradient = np.float32(1e-30)
         for b in range(m):
             bias_gradient += g[b] * g[b]
         bias_square[0] += bias_gradient
         bias_step = np.float32(BIAS_RATE) * rate / np.sqrt(bias_square[0])
+        for k in range(n_hidden):
+            dh[k] = np.float32(0.0)
         for b in range(m):
             bucket = picked[b]
             add_row(dh, g[b], output[bucket])
             output_squares[bucket] += g[b] * g[b] * h_square + np.float32(1e-30)
             add_row(output[bucket], -rate * g[b] / np.sqrt(output_squares[bucket]), h)
             bias[bucket] -= bias_step * g[b]
-        # inputs
-        dh_square = np.float32(1e-30)
         for k in range(n_hidden):
             if h[k] <= np.float32(0.0):
                 dh[k] = np.float32(0.0)
-            dh_square += dh[k] * dh[k]
-        for j in range(indptr[i], indptr[i + 1]):
-            row_id, weight = rows[j], weights[j]
-            squares[row_id] += weight * weight * dh_square
-            if squares[row_id] > np.float32(0.0):
-                add_row(table[row_id], -rate * weight / np.sqrt(squares[row_id]), dh)
-        last = len(squares) - 1
-        squares[last] += dh_square
-        add_row(hidden_bias, -rate * np.float32(BIAS_RATE) / np.sqrt(squares[last]), dh)
+        _backward(rows[sample], weights[sample], dh, rate, table, hidden_bias, squares)
     return loss
+
+
+@inline
+def _forward(rows: Int32, weights: Float32, table: Float32, bias: Float32, h: Float32) -> np.float32:
+    """The hidden units of a sample, after the ReLU, into ``h``; returns their squared norm, above 0."""
+    copy(h, bias)
+    for j in range(len(rows)):
+        add_row(h, weights[j], table[rows[j]])
+    square = np.float32(1e-30)
+    for k in range(len(h)):
+        h[k] = max(h[k], np.float32(0.0))
+        square += h[k] * h[k]
+    return square
+
+
+@inline
+def _backward(
+    rows: Int32, weights: Float32, dh: Float32, rate: np.float32, table: Float32, bias: Float32, squares: Float32
+) -> None:
+    """A step of the input rows of a sample and of the hidden bias, whose sum of squares is the last."""
+    dh_square = np.float32(1e-30)
+    for k in range(len(dh)):
+        dh_square += dh[k] * dh[k]
+    for j in range(len(rows)):
+        row, weight = rows[j], weights[j]
+        squares[row] += weight * weight * dh_square
+        if squares[row] > np.float32(0.0):
+            add_row(table[row], -rate * weight / np.sqrt(squares[row]), dh)
+    last = len(squares) - 1
+    squares[last] += dh_square
+    add_row(bias, -rate * np.float32(BIAS_RATE) / np.sqrt(squares[last]), dh)
 
 
 @fast_kernel
