@@ -67,6 +67,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         tags=["search"],
         summary="The best labels of one query or many",
         response_model=schemas.SearchResponse,
+        response_description="the answers",
         responses=_failures(400, 401, 408, 413, 415, 422, 429, 503, 504),
         openapi_extra={"requestBody": {"required": True, "content": {_JSON: reference}}},
     )
@@ -101,6 +102,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         tags=["search"],
         summary="The facts of the model that answers, and the limits of requests",
         response_model=schemas.ModelResponse,
+        response_description="the facts",
         responses=_failures(401),
     )
     async def model() -> Any:
@@ -116,7 +118,13 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", tags=["operation"], summary="Whether the event loop turns", response_model=schemas.Status)
+    @app.get(
+        "/healthz",
+        tags=["operation"],
+        summary="Whether the event loop turns",
+        response_model=schemas.Status,
+        response_description="it does",
+    )
     async def healthz() -> Any:
         return {"status": "ok"}
 
@@ -125,6 +133,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         tags=["operation"],
         summary="Whether a query is answered in time",
         response_model=schemas.Status,
+        response_description="it is",
         responses=_failures(503),
     )
     async def readyz() -> Any:
@@ -136,6 +145,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         tags=["operation"],
         summary="Counts and times, for Prometheus",
         response_class=Response,
+        response_description="the metrics",
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_failures(401)},
     )
     async def metrics() -> Response:

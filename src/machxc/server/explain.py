@@ -24,7 +24,7 @@ _CELLS = 4096  # of the heat map, at most
 _COLUMNS = 256  # of it, where there are several repetitions
 _LABELS = 10  # labels whose buckets are given
 _LOOKED_AT = 1 << 17  # labels by which narrowing is counted: all of them up to so many, else a sample
-_LEAST_LOG = -12.0  # a bucket with a probability of e**-12 or less is dark
+_BRIGHTEN = 0.75  # the power to which shades are taken, so that weak votes can be seen
 _TOUCHED = 1e-6  # how far a logit moves when the query says anything about a bucket
 
 
@@ -93,20 +93,20 @@ def _buckets(model: Model, labels: Int64) -> Int64:
 
 
 def _heat_map(log_p: Float32) -> dict[str, Any]:
-    """The log-probabilities of the sketch as rows of bytes, 255 the largest.
+    """The log-probabilities of each repetition as bytes: 255 its largest, 0 what its middle cell has or less.
 
     Several repetitions: a row each, neighbouring buckets pooled. One: its buckets line by line, a square of them.
     """
     n_repetitions, n_buckets = log_p.shape
     shown = log_p[: _CELLS // min(_COLUMNS, n_buckets)]
     cells, pooled = _pooled(shown, min(_COLUMNS, _CELLS // len(shown)) if n_repetitions > 1 else _CELLS)
+    base, top = np.median(cells, axis=1, keepdims=True), cells.max(axis=1, keepdims=True)
+    shade = np.clip((cells - base) / np.maximum(top - base, _TOUCHED), 0, 1) ** _BRIGHTEN
     if n_repetitions == 1:
-        cells = _folded(cells[0])
-    top = float(cells.max())
-    shade = np.clip(1 - (top - cells) / -_LEAST_LOG, 0, 1)
+        shade = _folded(shade[0])
     return {
-        "rows": cells.shape[0],
-        "columns": cells.shape[1],
+        "rows": shade.shape[0],
+        "columns": shade.shape[1],
         "buckets_per_cell": pooled,
         "folded": n_repetitions == 1,
         "cells": base64.b64encode(np.rint(shade * 255).astype(np.uint8).tobytes()).decode(),
@@ -124,7 +124,7 @@ def _folded(row: Float32) -> Float32:
     """One long row as lines, twice as many columns as lines; the rest of the last is dark."""
     columns = max(1, int(np.ceil(np.sqrt(2 * len(row)))))
     lines = -(-len(row) // columns)
-    filled = np.full(lines * columns, -np.inf, np.float32)
+    filled = np.zeros(lines * columns, np.float32)
     filled[: len(row)] = row
     return filled.reshape(lines, columns)
 
@@ -167,15 +167,15 @@ def _after_repetitions(model: Model, log_p: Float32, best: Int64) -> list[dict[s
 
 
 def _after_evidence(model: Model, logits: Float32, log_p: Float32, best: Int64) -> list[dict[str, Any]]:
-    """One repetition: whose buckets the query says anything about, and how many are within a tenth of the best."""
+    """One repetition: whose buckets the query says anything about, and how many score nearly as well as the best."""
     nothing = Features(np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32), model.config.n_features)
     buckets = _buckets(model, np.arange(min(model.config.n_labels, _LOOKED_AT)))[0]
     scale = model.config.n_labels / len(buckets)
     raised = (logits[0] - model.sketch(nothing)[0, 0])[buckets] > _TOUCHED
     own = log_p[0, model.partition.buckets(best, 0)[0]]
-    stages = {"share an n-gram with the query": raised} if model.config.text else {"share a feature with it": raised}
+    stages = {f"share {'an n-gram' if model.config.text else 'a feature'} with it": raised}
     for share in (0.001, 0.1):
-        stages[f"score {share:.1%} of the best or more".replace(".0%", "%")] = log_p[0, buckets] >= own + np.log(share)
+        stages[f"score at least {share:.3g} of the best"] = log_p[0, buckets] >= own + np.log(share)
     return [
         {"step": step, "labels": max(1, round(int(np.count_nonzero(left)) * scale))} for step, left in stages.items()
     ]

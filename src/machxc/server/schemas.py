@@ -62,7 +62,9 @@ class Sketch(BaseModel):
     columns: int
     buckets_per_cell: int
     folded: bool = Field(description="whether there is one repetition, its buckets line by line; else a row each")
-    cells: str = Field(description="base64 of uint8 [rows, columns]: 255 the most probable, 0 by e**12 less or more")
+    cells: str = Field(
+        description="base64 of uint8 [rows, columns]: of each repetition 255 is its best, 0 its middle or less"
+    )
 
 
 class Votes(BaseModel):
