@@ -24,6 +24,7 @@ from machxc.server.settings import ServerSettings
 log = logging.getLogger("machxc.server")
 
 _PACE = 0.1  # weight of the last batch in the mean time that a query takes
+_NOTHING_SCORES = "nothing is left that scores"
 _FORGET = 0.9  # by what that mean is multiplied when it turned a job away: it must not do so for ever
 
 Observer = Callable[[int, Stages], None]
@@ -128,7 +129,7 @@ class Batcher:
         n = len(job.queries)
         with self._changed:
             if self._stopped or self._left == 0:
-                raise unavailable("the server is ending" if self._stopped else "nothing is left that scores")
+                raise unavailable("the server is ending" if self._stopped else _NOTHING_SCORES)
             full = self._waiting and self._waiting + n > self._settings.queue
             slow = time.monotonic() + self.expected_wait > job.deadline
             if (full or slow) and not job.first:
@@ -167,7 +168,7 @@ class Batcher:
             if lost:
                 self._jobs.clear()
                 self._waiting = 0
-        self._deliver([(job, unavailable("nothing is left that scores")) for job in lost])
+        self._deliver([(job, unavailable(_NOTHING_SCORES)) for job in lost])
 
     def _next_batch(self) -> list[Piece] | None:
         """What to score next, once there is something; None when all is done and nothing more will come."""
@@ -232,6 +233,9 @@ class Batcher:
             log.exception("a batch could not be scored")
             self._deliver([(job, internal(error)) for job, _ in pieces])
             return
+        except BaseException:
+            self._deliver([(job, unavailable(_NOTHING_SCORES)) for job, _ in pieces])
+            raise
         outcomes: list[_Outcome] = []
         with self._changed:
             for job, part in pieces:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
 from machxc.config import ESTIMATORS, MAX_ID
 from machxc.errors import DataError
@@ -32,6 +32,15 @@ class Features(Strict):
 
     indices: list[Annotated[int, Field(ge=0, le=MAX_ID)]] = Field(description="feature ids, each once, in any order")
     values: list[Annotated[float, Field(ge=-3e38, le=3e38)]] = Field(description="a number for each of the indices")
+
+
+def _kind(query: object) -> str | None:
+    return "text" if isinstance(query, str) else "features" if isinstance(query, dict | Features) else None
+
+
+_EITHER = Discriminator(
+    _kind, custom_error_type="query", custom_error_message="Input should be a text, or an object of indices and values"
+)
 
 
 class SearchRequest(Strict):
@@ -178,10 +187,11 @@ class Search:
 
 def request_model(settings: ServerSettings) -> type[SearchRequest]:
     """SearchRequest with the limits of a server."""
-    text = Annotated[str, Field(max_length=settings.max_text)]
+    text = Annotated[str, Field(max_length=settings.max_text), Tag("text")]
+    query = Annotated[text | Annotated[Features, Tag("features")], _EITHER]
     many = Field(min_length=1, max_length=settings.max_queries, description="texts, or features: what the model takes")
     fields: dict[str, Any] = {
-        "queries": (list[text | Features], many),
+        "queries": (list[query], many),
         "top_k": (int, Field(10, ge=1, le=settings.max_top_k, description="labels to give for each query")),
         "candidates": (
             list[str | Integer64] | None,
@@ -237,5 +247,5 @@ def _failure(error: ValidationError) -> Exception:
 def _place(location: tuple[int | str, ...]) -> str:
     if not location:
         return "the body"
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[:3])
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[:5] if part != "text")
     return "".join(parts)[1:80]

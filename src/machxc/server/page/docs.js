@@ -37,7 +37,8 @@ function type(schema) {
     link.href = `#${name}`;
     return link;
   }
-  if (schema.anyOf) return joined(schema.anyOf.filter((each) => each.type !== "null").map(type), " or ");
+  const either = schema.anyOf ?? schema.oneOf;
+  if (either) return joined(either.filter((each) => each.type !== "null").map(type), " or ");
   if (schema.enum) return schema.enum.join(" | ");
   if (schema.type === "array") return joined(["list of ", type(schema.items)], "");
   return [schema.type, limits(schema)].filter(Boolean).join(" ");
@@ -76,7 +77,7 @@ function object(name, schema) {
   const required = new Set(schema.required ?? []);
   const rows = Object.entries(schema.properties ?? {}).map(([field, property]) => {
     const standard = property.default === undefined || property.default === null ? "" : `default: ${property.default}`;
-    const notes = [property.description, limits(property) && property.type !== "integer" ? "" : "", standard].filter(Boolean).join("; ");
+    const notes = [property.description, standard].filter(Boolean).join("; ");
     return [element("code", field + (required.has(field) ? "" : "?")), type(property), notes];
   });
   made.append(table(["field", "type", ""], rows));
