@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
+for module in ("fastapi", "uvicorn", "prometheus_client"):
+    pytest.importorskip(module, reason="the server needs the extra machxc[serve]")
+
 import uvicorn
 
 from machxc.server.app import create_app

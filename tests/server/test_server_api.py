@@ -6,6 +6,8 @@ import base64
 import http.client
 import json
 import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +28,21 @@ from server_tools import Client, Reply, running
 QUERY = "w3a w3b w3c"
 
 garbage = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def texts(files: Path) -> Iterator[Client]:
+    """A server of a model of texts, with small limits."""
+    limits = {"max_queries": 50, "max_top_k": 40, "max_text": 500, "max_body": 20_000, "max_candidates": 20}
+    with running(files / "texts", examples=("w1a w1b",), **limits) as server:
+        yield server.client
+
+
+@pytest.fixture(scope="module")
+def numbers(files: Path) -> Iterator[Client]:
+    """A server of a model of numeric features."""
+    with running(files / "numbers") as server:
+        yield server.client
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +307,11 @@ def test_the_key(files: Path) -> None:
 
 def test_the_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     compared: list[tuple[bytes, bytes]] = []
-    compare = lambda one, other: compared.append((one, other)) or one == other  # type: ignore[func-returns-value]  # noqa: E731
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
     monkeypatch.setattr("machxc.server.guard.hmac.compare_digest", compare)
     with running(files / "texts", api_key="k") as server:
         assert server.client.get("/v1/model", **{"X-API-Key": "x"}).status == 401
@@ -300,14 +321,31 @@ def test_the_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch, f
 # --- the pages ---
 
 PAGE = Path(__file__).parents[2] / "src" / "machxc" / "server" / "page"
+ASSETS = sorted(f"/page/{file.name}" for file in PAGE.iterdir() if file.suffix != ".html")
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/docs", *(f"/page/{file.name}" for file in PAGE.iterdir() if file.suffix != ".html")]
-)
+@pytest.mark.parametrize("path", ["/", "/docs", *ASSETS])
 def test_pages_ask_for_nothing_outside(texts: Client, path: str) -> None:
     reply = texts.get(path)
     assert reply.status == 200
     assert "default-src 'self'" in reply.headers["content-security-policy"]
     outside = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", reply.body.decode())
     assert {address for address in outside if "www.w3.org" not in address} == set()
+
+
+# --- connections ---
+
+
+def test_a_body_that_does_not_come(texts: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("machxc.server.guard.BODY_SECONDS", 0.05)
+    head = b"POST /v1/search HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", int(texts.url.rpartition(":")[2])), 60) as connection:
+        connection.sendall(head)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body(texts: Client) -> None:
+    head = b"POST /v1/search HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", int(texts.url.rpartition(":")[2])), 60) as connection:
+        connection.sendall(head)
+    assert texts.search(QUERY)

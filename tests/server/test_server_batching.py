@@ -17,7 +17,6 @@ from machxc.server.failures import Failure
 from machxc.server.settings import ServerSettings
 
 FAR = 120.0  # seconds: a deadline that no test reaches
-ENGINES: dict[str, Engine] = {}
 
 
 class FakeEngine:
@@ -111,7 +110,7 @@ def test_a_large_job_takes_turns_with_small_ones() -> None:
 def test_only_what_agrees_is_scored_together() -> None:
     async def body(engine: FakeEngine, batcher: Batcher) -> None:
         first = await blocked(engine, batcher)
-        chosen = {"candidates": np.array([1])}
+        chosen: dict[str, Any] = {"candidates": np.array([1])}
         jobs = [
             job(engine, "a"), job(engine, "mean", estimator="mean"), job(engine, "b", top_k=12),
             job(engine, "c", **chosen), job(engine, "many", top_k=500), job(engine, "d", **chosen),
@@ -140,7 +139,7 @@ def test_a_full_queue_turns_away_and_says_for_how_long() -> None:
 
     batches = with_batcher(body, queue=3).batches
     assert batches[1][0] == "probe"
-    assert "d" not in sum(batches, [])
+    assert all("d" not in batch for batch in batches)
 
 
 def test_a_job_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
@@ -248,4 +247,5 @@ def test_several_threads_answer_everything_once() -> None:
         assert found == [[name.encode() for name in each] for each in names]
 
     engine = with_batcher(body, threads=3, batch=5)
-    assert len(sum(engine.batches, [])) == len(set(sum(engine.batches, [])))
+    scored = [name for batch in engine.batches for name in batch]
+    assert len(scored) == len(set(scored))

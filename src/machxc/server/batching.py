@@ -96,7 +96,7 @@ class Batcher:
     @property
     def is_alive(self) -> bool:
         """Whether all threads are at work."""
-        return all(thread.is_alive() for thread in self._threads)
+        return self._left == len(self._threads)
 
     @property
     def expected_wait(self) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from machxc.server.failures import Failure, too_large, unauthorized, wrong_media_type
+from machxc.server.failures import Failure, body_timeout, internal, too_large, unauthorized, wrong_media_type
 from machxc.server.service import Service
 
 Scope = MutableMapping[str, Any]
@@ -15,9 +17,16 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answering = Callable[[bytes, float], Awaitable[bytes]]
+"""The body of a request and when it began (time.perf_counter) to the body of its answer."""
+
+log = logging.getLogger("machxc.server")
+
+SEARCH = "/v1/search"
+BODY_SECONDS = 10.0  # in which a body must arrive
 
 OPEN_PATHS = frozenset(("/", "/docs", "/openapi.json", "/healthz", "/readyz"))
-COUNTED_PATHS = frozenset((*OPEN_PATHS, "/v1/search", "/v1/model", "/metrics"))
+COUNTED_PATHS = frozenset((*OPEN_PATHS, SEARCH, "/v1/model", "/metrics"))
 ASSETS = "/page/"
 
 _POLICY = b"default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,10 +38,10 @@ _HEADERS = [
 
 
 class Guard:
-    """An ASGI application in front of another."""
+    """An ASGI application in front of another. Searches it answers itself, by ``search``."""
 
-    def __init__(self, app: App, service: Service) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: App, service: Service, search: Answering) -> None:
+        self._app, self._service, self._search = app, service, search
         key = service.settings.api_key
         self._key = None if key is None else key.encode()
 
@@ -51,14 +60,33 @@ class Guard:
             await send(message)
 
         try:
-            failure = self._refusal(scope)
-            if failure is None:
-                await self._app(scope, _limited(receive, self._service.settings.max_body), sending)
-            else:
-                await respond(failure, sending)
+            await self._answer(scope, receive, sending, started)
         finally:
             counted = path if path in COUNTED_PATHS else "other"
             self._service.telemetry.request(counted, status, time.perf_counter() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+        failure = self._refusal(scope)
+        if failure is not None:
+            await respond(failure, send)
+        elif scope["path"] == SEARCH and scope["method"] == "POST":
+            await self._answer_search(receive, send, started)
+        else:
+            await self._app(scope, _limited(receive, self._service.settings.max_body), send)
+
+    async def _answer_search(self, receive: Receive, send: Send, started: float) -> None:
+        try:
+            body = await _body(receive, self._service.settings.max_body)
+            content = await self._search(body, started)
+        except Failure as failure:
+            await respond(failure, send)
+        except ClientDisconnected:
+            return
+        except Exception as error:
+            log.exception("a defect")
+            await respond(internal(error), send)
+        else:
+            await _send_json(200, content, {}, send)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         return [*_HEADERS, (b"connection", b"close")] if self._service.is_draining else _HEADERS
@@ -98,10 +126,33 @@ def _limited(receive: Receive, limit: int) -> Receive:
     return limited
 
 
+class ClientDisconnected(Exception):  # noqa: N818 (nothing went wrong here)
+    """Nobody waits for an answer any more."""
+
+
+async def _body(receive: Receive, limit: int) -> bytes:
+    """The whole body of a request. Failure: it is too long, or does not come."""
+    limited, parts, more = _limited(receive, limit), [], True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await limited()
+                if message["type"] != "http.request":
+                    raise ClientDisconnected
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise body_timeout(BODY_SECONDS) from None
+    return b"".join(parts)
+
+
 async def respond(failure: Failure, send: Send) -> None:
     """Send a failure."""
-    body = failure.body()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **failure.headers}
+    await _send_json(failure.status, failure.body(), failure.headers, send)
+
+
+async def _send_json(status: int, body: bytes, headers: dict[str, str], send: Send) -> None:
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": failure.status, "headers": encoded})
+    encoded += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})

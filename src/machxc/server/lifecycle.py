@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -104,6 +105,8 @@ async def _serve(
     service = await asyncio.to_thread(load_service, path, settings)
     config.app = create_app(service)
     server = Server(config)
+    gc.collect()
+    gc.freeze()  # libraries and model stay: going through them again and again would take a tenth of a second each time
     service.start()
     endings = _handle_signals(service, server)
     task = asyncio.create_task(server.serve([listener]))
