@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -100,6 +101,19 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there(files: Path, tmp_pat
     assert (outcome.code, "choose another --host or --port" in outcome.err) == (2, True)
     outcome = spawn("serve", tmp_path / "none", "--port", "0")
     assert (outcome.code, "expected a model folder" in outcome.err) == (2, True)
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+def test_the_extra_is_asked_for(
+    files: Path, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("machxc.server.")]:
+        if name != "machxc.server.settings":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    capsys.readouterr()
+    assert main(["serve", str(files / "texts")]) == 2
+    assert "pip install 'machxc[serve]'" in capsys.readouterr().err
 
 
 # --- missing repetitions ---

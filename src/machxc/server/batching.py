@@ -165,6 +165,8 @@ class Batcher:
         with self._changed:
             self._left -= 1
             lost = list(self._jobs) if self._left == 0 else []
+            for job in lost:
+                job.over = True
             if lost:
                 self._jobs.clear()
                 self._waiting = 0
