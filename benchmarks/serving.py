@@ -8,6 +8,7 @@ settings, the others what benchmarks/serving_peer.py builds of the same names, i
 (build/benchmarks/serving). A server runs on one core, the load (benchmarks/load.py) on another.
 
 capacity    queries a second, 64 connections that each ask again as soon as they are answered
+CPU         milliseconds of the server's processor time for each of them: what other programs change least
 p50, p99    milliseconds, at half of that capacity and random times, from when a request was due
 recall@10   of 1,000 held-out names
 """
@@ -101,7 +102,7 @@ def measure(names: Sequence[str], queries: Queries, seconds: float) -> None:
         print(start_up(), flush=True)
         rows.append(measure_machxc(queries, seconds))
     rows += [measure_peer(name, queries, seconds) for name in names if name != "machxc"]
-    columns = ("server", "capacity (queries/s)", "p50 (ms)", "p99 (ms)", "recall@10")
+    columns = ("server", "capacity (queries/s)", "CPU (ms/query)", "p50 (ms)", "p99 (ms)", "recall@10")
     print("\n" + common.table(columns, rows))
 
 
@@ -180,8 +181,8 @@ def start_up() -> str:
 
 def measure_machxc(queries: Queries, seconds: float) -> list[str]:
     port = free_port()
-    with serving(machxc(port, "--drain", "0"), port) as (url, _, _):
-        row, capacity = measured("machxc serve", url, queries, seconds)
+    with serving(machxc(port, "--drain", "0"), port) as (url, process, _):
+        row, capacity = measured("machxc serve", url, process, queries, seconds)
         for share in (0.25, 0.75):
             found = load.open_loop(url, queries.requests(), share * capacity, CONNECTIONS, seconds)
             times = f"p50 {found.percentile(50):.1f} ms, p99 {found.percentile(99):.1f} ms"
@@ -196,21 +197,29 @@ def measure_machxc(queries: Queries, seconds: float) -> list[str]:
 
 def measure_peer(name: str, queries: Queries, seconds: float) -> list[str]:
     port = free_port()
-    with serving([*peer("serve"), name, str(index(name)), str(port)], port) as (url, _, _):
-        return measured(PEERS[name], url, queries, seconds)[0]
+    with serving([*peer("serve"), name, str(index(name)), str(port)], port) as (url, process, _):
+        return measured(PEERS[name], url, process, queries, seconds)[0]
 
 
-def measured(name: str, url: str, queries: Queries, seconds: float) -> tuple[list[str], float]:
+def measured(name: str, url: str, process: int, queries: Queries, seconds: float) -> tuple[list[str], float]:
     """A line of the table, and the capacity."""
     requests = queries.requests()
     kept = load.closed(url, requests[:N_RECALL], 8, 0, keep=True)
     right = sum(queries.labels[i] in answer["results"][0]["labels"] for i, answer in kept.answers.items())
+    before = cpu_seconds(process)
     whole = load.closed(url, requests[N_RECALL:], CONNECTIONS, seconds)
+    taken = (cpu_seconds(process) - before) / max(1, len(whole.latencies))
     half = load.open_loop(url, requests[N_RECALL:], whole.rate / 2, CONNECTIONS, 2 * seconds)
     times = [f"{half.percentile(percent):.1f}" for percent in (50, 99)]
-    row = [name, f"{whole.rate:,.0f}", *times, f"{right / N_RECALL:.1%}"]
+    row = [name, f"{whole.rate:,.0f}", f"{1000 * taken:.2f}", *times, f"{right / N_RECALL:.1%}"]
     print(" | ".join(row), dict(whole.statuses), dict(half.statuses), flush=True)
     return row, whole.rate
+
+
+def cpu_seconds(process: int) -> float:
+    """Seconds of processor time that a process has taken."""
+    times = psutil.Process(process).cpu_times()
+    return float(times.user + times.system)
 
 
 def bulk_result(queries: Queries, rate: float) -> str:
