@@ -35,7 +35,7 @@ def projection() -> Any:
 
 def embedded(counts: Any, directions: Any) -> Any:
     """Embeddings of length 1 of rows of counts."""
-    vectors = np.asarray(counts @ directions, np.float32)
+    vectors = np.asarray(counts.astype(np.float32) @ directions)  # float64 would copy all directions for each query
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
@@ -78,7 +78,7 @@ def ask_usearch(folder: Path) -> Ask:
     index, directions = Index.restore(str(folder / "index.usearch")), projection()
 
     def ask(text: str, k: int) -> tuple[list[int], list[float]]:
-        found = index.search(embedded(vectorizer.transform([text]), directions)[0], k)
+        found = index.search(embedded(vectorizer.transform([text]), directions)[0], k, threads=1)
         return found.keys.tolist(), (1 - found.distances).tolist()
 
     return ask
