@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCES := src tests benchmarks scripts examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu lint format benchmark-accuracy compare docs-cli docs-figures clean
+.PHONY: help demo serve-demo test test-browser test-slow test-gpu lint format benchmark-accuracy compare docs-cli docs-figures clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-20s %s\n", $$1, $$2 }'
@@ -14,11 +14,20 @@ help:  ## this list
 demo: $(VENV)/.has-demo  ## train on the names of places, then ask; a minute or two, once
 	@$(BIN)/python examples/geonames_demo.py
 
+serve-demo: $(VENV)/.has-demo $(VENV)/.has-serve  ## the demo in a browser: trains it if needed, serves it, prints the URL
+	@test -e demo/geonames-model/manifest.json || $(BIN)/python examples/geonames_demo.py
+	@$(BIN)/machxc serve demo/geonames-model --example Мюнхен --example Konstantinopolis --example Reykyavik \
+		--example 東京 --example "frankfurt am mein" --example Тбилисси
+
 test: $(VENV)/.has-test  ## the tests, but slow ones and those that need an accelerator
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(VENV)/.has-test  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu" || [ $$? -eq 5 ]  # 5: there is none
+
+test-browser: $(VENV)/.has-test $(VENV)/.has-browser  ## the search page in a real browser, which is installed (Debian, as root)
+	@command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; }
+	MACHXC_BROWSER=required $(BIN)/pytest tests/server/test_server_browser.py
 
 test-gpu: $(VENV)/.has-test  ## the tests that need an accelerator
 	$(BIN)/pytest -m gpu || [ $$? -eq 5 ]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import mmap
 import os
 import re
@@ -54,6 +55,8 @@ from machxc.formats import (
 )
 from machxc.labels import LabelNames
 from machxc.samples import Array, UInt32
+
+log = logging.getLogger("machxc.folder")
 
 FORMAT, VERSION = "machxc", 1
 CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "partition.safetensors", "manifest.json"
@@ -198,11 +201,12 @@ def finish_model(
     _write_json(folder / MANIFEST, {"files": {name: entry.to_dict() for name, entry in entries.items()}})
 
 
-def load_model(path: Path | str, verify: bool = True) -> ModelData:
+def load_model(path: Path | str, verify: bool = True, *, partial: bool = False) -> ModelData:
     """Map a model folder into memory, read-only, after checking it; ModelError says what is wrong with it.
 
-    ``verify`` False leaves out the checksums, and only those. A folder that is replaced while it is being loaded is
-    loaded again: the result is the older model or the newer, never some of both.
+    ``verify`` False leaves out the checksums, and only those. ``partial``: repetitions whose files are missing or
+    damaged are left out, each with a warning in the log, as long as one is whole. A folder that is replaced while it
+    is being loaded is loaded again: the result is the older model or the newer, never some of both.
     """
     for _ in range(_ATTEMPTS):
         folder = find_folder(path)
@@ -211,7 +215,7 @@ def load_model(path: Path | str, verify: bool = True) -> ModelData:
         before = _identity(folder)
         try:
             with _reading(folder):
-                data = _assemble(folder, _read_manifest(folder), verify=verify)
+                data = _assemble(folder, _read_manifest(folder, partial=partial), verify=verify, partial=partial)
         except ModelError:
             if _identity(folder) == before:
                 raise
@@ -254,19 +258,21 @@ class _Entry:
             raise ModelError(f"{name}: its checksum is not the one in {MANIFEST}; the file is damaged")
 
 
-def _read_manifest(folder: Path) -> dict[str, _Entry]:
+def _read_manifest(folder: Path, *, partial: bool) -> dict[str, _Entry]:
     (files,) = _read_json(MANIFEST, _map_json(folder, MANIFEST), {"files": dict})
     for name in files:
         if not _is_ours(name) or name == MANIFEST:
             raise ModelError(f"{MANIFEST}: {name!r} is not the name of a file of a model")
     present = _files_of(folder)
     for name in sorted(files.keys() ^ present):
+        if partial and name in files and _REPETITION.fullmatch(name):
+            continue  # loading it will fail
         state = f"is not listed in {MANIFEST}" if name in present else "is missing"
         raise ModelError(f"{name} {state}: the model is not complete")
     return {name: _Entry.from_dict(f"{MANIFEST}: {name}", data) for name, data in files.items()}
 
 
-def _assemble(folder: Path, entries: dict[str, _Entry], *, verify: bool) -> ModelData:
+def _assemble(folder: Path, entries: dict[str, _Entry], *, verify: bool, partial: bool = False) -> ModelData:
     """Map, check and put together the files listed."""
     for required in (CONFIG, LABELS):
         if required not in entries:
@@ -274,13 +280,22 @@ def _assemble(folder: Path, entries: dict[str, _Entry], *, verify: bool) -> Mode
     config, n_samples, label_kind = _read_config(folder, entries[CONFIG], verify=verify)
     numbers = _numbers(config, entries)
 
-    def load(name: str) -> Tensors:
-        return _load_tensors(folder, name, entries[name], config, verify=verify)
+    def load(name: str) -> Tensors | None:
+        try:
+            return _load_tensors(folder, name, entries[name], config, verify=verify)
+        except (ModelError, OSError) as error:
+            if not (partial and _REPETITION.fullmatch(name)):
+                raise
+            log.warning("%s: left out a repetition: %s", folder, error)
+            return None
 
-    loaded = _on_threads(load, [name for name in entries if name != CONFIG])
+    found = _on_threads(load, [name for name in entries if name != CONFIG])
+    loaded = {name: tensors for name, tensors in found.items() if tensors is not None}
     labels, partition = loaded[LABELS], loaded.get(PARTITION, {})
     names = LabelNames.from_arrays(label_kind, config.n_labels, {k: v for k, v in labels.items() if k != "counts"})
-    repetitions = {r: loaded[repetition_file(r)] for r in numbers}
+    repetitions = {r: loaded[repetition_file(r)] for r in numbers if repetition_file(r) in loaded}
+    if not repetitions:
+        raise ModelError(f"none of its {len(numbers)} repetitions is whole; train the model again, or copy it again")
     return ModelData(config, names, labels["counts"], n_samples, repetitions, partition.get("assignment"))
 
 

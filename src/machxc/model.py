@@ -45,9 +45,13 @@ class Model:
             log.warning("answering from %d of %d repetitions", len(self._numbers), data.config.repetitions)
 
     @classmethod
-    def load(cls, path: Path | str, verify: bool = True) -> Model:
-        """Map a model folder into memory; ``verify`` False leaves out its checksums. ModelError when it is damaged."""
-        return cls(load_model(path, verify))
+    def load(cls, path: Path | str, verify: bool = True, *, partial: bool = False) -> Model:
+        """Map a model folder into memory; ``verify`` False leaves out its checksums. ModelError when it is damaged.
+
+        ``partial``: repetitions that are missing or damaged are left out (`n_repetitions` and `numbers` say which are
+        there; the log, what is wrong with the others), as long as one is whole.
+        """
+        return cls(load_model(path, verify, partial=partial))
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
         """Write the model folder, whole or not at all; OutputError when it exists or cannot be written."""
@@ -154,8 +158,13 @@ class Model:
         else:  # one repetition can only be shared out by its queries, a few at a time: their logits stay in the cache
             share = -(-len(features) // jobs)
             step = max(1, min(chunk_size(features), _CACHED_LOGITS // self.config.buckets, share))
-            with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(lambda at: answer(at, min(at + step, len(features)), 1), range(0, len(features), step)))
+            starts = range(0, len(features), step)
+            if jobs == 1:  # a server answers a few at a time: threads would take longer to start than to answer
+                for at in starts:
+                    answer(at, min(at + step, len(features)), 1)
+            else:
+                with ThreadPoolExecutor(jobs) as pool:
+                    list(pool.map(lambda at: answer(at, min(at + step, len(features)), 1), starts))
         return ids, scores
 
     def label_scores(
