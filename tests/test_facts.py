@@ -38,6 +38,7 @@ def check(rows: Rows, n_features: int, labels: list[list[int]], n_labels: int, *
         n_frequent=sum(n > 2 for n in times.values()),
         counts=all(value > 0 and value == int(value) for value in values),
         dense=not text and len(values) > 0.5 * len(rows) * n_features,
+        n_met=len({(index, label) for row, ids in zip(rows, labels, strict=True) for index in row for label in ids}),
         text=text,
     )
 
@@ -89,3 +90,11 @@ def test_means() -> None:
 def test_no_samples() -> None:
     facts = facts_of(samples_of([], 5, [], 9), text=False)
     assert (facts.n_samples, facts.n_seen, facts.per_sample, facts.per_label) == (0, 0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("n", [400_000, 3_000_000])
+def test_many_pairs_of_features_and_labels_are_estimated(n: int) -> None:
+    indptr, ids = np.arange(0, 2 * n + 1, 2), np.arange(2 * n) // 4 * 7  # two samples alike, each of two equal ids
+    labels = Labels(np.arange(n + 1), (np.arange(n) // 2).astype(np.uint32), n)
+    features = Features(indptr, (ids + np.arange(2 * n) % 2).astype(np.uint32), np.ones(2 * n, np.float32), 2**32)
+    assert facts_of(Samples(features, labels), text=True).n_met == pytest.approx(n, rel=0.0 if n < 500_000 else 0.01)

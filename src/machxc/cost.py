@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from machxc.config import NARROW, Config
 from machxc.facts import Facts
-from machxc.repetition.chunks import CHUNK, CHUNK_VALUES
+from machxc.repetition.chunks import CHUNK, CHUNK_VALUES, WINDOW, WINDOW_BYTES
 
 RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
@@ -70,7 +70,7 @@ def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
     stored, repetition, beside = (_counted if config.learner == "counts" else _learnt)(config, facts, slots, rows)
     model = config.repetitions * stored + 4 * config.n_labels
     return Cost(
-        data=8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples,
+        data=_data(facts),
         counting=8 * facts.n_pairs + 16 * facts.n_labels,
         repetition=repetition,
         stored=stored,
@@ -93,7 +93,8 @@ def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, i
 
 def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, int, int]:
     """As `_learnt`, where weights are counted: an entry for each distinct pair of a feature and a bucket that met."""
-    entries = int(_meetings(facts) * min(1.0, max(1.0, facts.per_label) ** REPEATED))
+    guess = int(_meetings(facts) * min(1.0, max(1.0, facts.per_label) ** REPEATED))
+    entries = guess if facts.n_met is None else facts.n_met
     entry = 4 if config.buckets <= NARROW else 6
     stored = 4 * slots + 12 * rows + entry * entries + 4 * config.buckets
     pairs = 12 * facts.n_pairs + 16 * facts.n_samples
@@ -101,6 +102,11 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
         pairs += 24 * facts.n_pairs + 20 * rows
     repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + stored + _chunk(facts)
     return stored, repetition, 4 * config.buckets
+
+
+def _data(facts: Facts) -> int:
+    """Bytes of the samples."""
+    return 8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples
 
 
 def _meetings(facts: Facts) -> float:
@@ -114,8 +120,9 @@ def _chunk(facts: Facts) -> int:
 
 
 def _beside(config: Config, facts: Facts, stored: int, kept: int) -> int:
-    """What a repetition takes beside its weights: the order of samples, a chunk of them, and copies to be stored."""
-    order = 16 * facts.n_samples
+    """What a repetition takes beside its weights: the order of samples, some of them, and copies to be stored."""
+    windowed = facts.n_samples > WINDOW or _data(facts) > WINDOW_BYTES
+    order = 16 * facts.n_samples + (2 * WINDOW_BYTES if windowed else 0)
     copies = stored if config.hidden else stored + 4 * kept  # a linear model's weights are gathered in float32 first
     best = stored if config.validation_fraction else 0
     return order + _chunk(facts) + copies + best + min(CHUNK_BYTES, 64 * facts.n_samples)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from machxc.compiled import kernel
-from machxc.samples import Array, Features, Float32, Samples, UInt32, frozen
+from machxc.partition import UInt64
+from machxc.samples import Array, Features, Float32, Int64, Samples, UInt32, frozen
 
 TABLE_BITS = 22  # distinct feature ids are told apart by this many bits of a hash; above a million they are estimated
+MET_BITS = 20  # pairs of a feature and a label are counted by a table of so many places, half of them in use
 _BLOCK = 1 << 22
+_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Facts:
     a sample, ``n_features`` D, ``n_values`` stored feature values, ``n_distinct`` feature ids that occur,
     ``n_repeated`` and ``n_frequent`` those in two and in three samples or more, ``counts``: all values are positive
     whole numbers (counts, not measurements or weights), ``dense``: nearly every sample has nearly every feature,
-    ``text``: token hashes.
+    ``text``: token hashes, ``n_met`` pairs of a feature and a label that meet in a sample (None: not counted).
     """
 
     n_samples: int
@@ -37,6 +40,7 @@ class Facts:
     counts: bool
     dense: bool
     text: bool
+    n_met: int | None = None
 
     @property
     def per_sample(self) -> float:
@@ -54,7 +58,7 @@ class Facts:
 
 
 def facts_of(samples: Samples, *, text: bool) -> Facts:
-    """Count; ``text``: whether the features are token hashes of texts. Memory: 16 MB, whatever the size."""
+    """Count; ``text``: whether the features are token hashes of texts. Memory: 24 MB, whatever the size."""
     features, labels = samples.features, samples.labels
     distinct, repeated, frequent, whole = _distinct(features)
     n = len(samples)
@@ -72,6 +76,7 @@ def facts_of(samples: Samples, *, text: bool) -> Facts:
         counts=whole,
         dense=not text and len(features.indices) > 0.5 * n * features.n_features,
         text=text,
+        n_met=_met(samples),
     )
 
 
@@ -100,6 +105,69 @@ def _corrected(once: int, twice: int, more: int, size: int) -> tuple[int, int, i
     singles = once / empty
     doubles = max(0.0, twice / empty - singles**2 / (2 * size))
     return round(singles), round(doubles), round(max(0.0, -size * np.log(empty) - singles - doubles))
+
+
+def _met(samples: Samples) -> int:
+    """Distinct pairs of a feature and a label in one sample: exact up to half a million.
+
+    Beyond, of the pairs those whose hash ends in enough zeros are kept, and counted for all (adaptive sampling,
+    Flajolet 1990): within some tenths of a percent.
+    """
+    table, state = np.zeros(1 << MET_BITS, np.uint64), np.zeros(2, np.int64)
+    for start in range(0, len(samples), _ROWS):
+        stop = min(start + _ROWS, len(samples))
+        features, labels = samples.features.rows(start, stop), samples.labels.rows(start, stop)
+        _keep(
+            frozen(features.indptr),
+            frozen(features.indices),
+            frozen(labels.indptr),
+            frozen(labels.indices),
+            table,
+            state,
+        )
+    return int(state[0] << state[1])
+
+
+@kernel
+def _keep(indptr: Int64, indices: UInt32, label_indptr: Int64, labels: UInt32, table: UInt64, state: Int64) -> None:
+    """Put the hashes of pairs that end in ``state[1]`` zeros into ``table``; ``state[0]``: how many there are."""
+    n, zeros = state[0], state[1]
+    for i in range(len(indptr) - 1):
+        for j in range(indptr[i], indptr[i + 1]):
+            for k in range(label_indptr[i], label_indptr[i + 1]):
+                z = ((np.uint64(indices[j]) << np.uint64(32)) | np.uint64(labels[k])) + np.uint64(0x9E3779B97F4A7C15)
+                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                z ^= z >> np.uint64(31)
+                if z & ((np.uint64(1) << np.uint64(zeros)) - np.uint64(1)) == 0 and _put(table, z):
+                    n += 1
+                    while 2 * n > len(table):
+                        zeros += 1
+                        n = _thin(table, zeros)
+    state[0], state[1] = n, zeros
+
+
+@kernel
+def _put(table: UInt64, value: np.uint64) -> bool:
+    """Whether the value is new; it is in the table then. (The one value 0 is never kept.)"""
+    place = np.int64(value >> np.uint64(64 - MET_BITS))
+    while table[place] != 0:
+        if table[place] == value:
+            return False
+        place = (place + 1) & (len(table) - 1)
+    table[place] = value
+    return bool(value != 0)
+
+
+@kernel
+def _thin(table: UInt64, zeros: int) -> int:
+    """Keep the values that end in so many zeros; returns how many there are."""
+    values, n = table.copy(), 0
+    table[:] = 0
+    for value in values:
+        if value & ((np.uint64(1) << np.uint64(zeros)) - np.uint64(1)) == 0 and _put(table, value):
+            n += 1
+    return n
 
 
 @kernel

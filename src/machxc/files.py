@@ -78,6 +78,16 @@ def write_file(path: Path | str, *parts: bytes | memoryview) -> None:
         fsync_folder(path.parent)
 
 
+def link_file(source: Path | str, target: Path | str) -> None:
+    """A second name for a file, or where the file system has none, a copy that is on the disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        with open(target, "rb+") as file:
+            os.fsync(file.fileno())
+
+
 def fsync_folder(path: Path | str) -> None:
     """Wait until the names in a folder are on the disk (does nothing where folders cannot be opened: Windows)."""
     if os.name != "posix":

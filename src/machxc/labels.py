@@ -95,14 +95,19 @@ class LabelNames:
         return cls("strings", len(encoded), arrays)
 
     @classmethod
-    def from_arrays(cls, kind: str, n: int, arrays: Mapping[str, Array]) -> LabelNames:
-        """The inverse of `arrays`, without copying them; ModelError when they are not the names of ``n`` labels."""
+    def from_arrays(cls, kind: str, n: int, arrays: Mapping[str, Array], *, verify: bool = True) -> LabelNames:
+        """The inverse of `arrays`, without copying them; ModelError when they are not the names of ``n`` labels.
+
+        ``verify``: look at every name; else only at what there is, dtypes and shapes.
+        """
         if kind not in get_args(Kind) or not isinstance(n, int) or not 0 <= n <= MAX_LABELS:
             raise ModelError(
                 f"label names: expected a kind of {get_args(Kind)} and a number of labels, got {kind!r}, {n!r}"
             )
         names = cls(cast(Kind, kind), n, dict(arrays))
         names._check_shapes()
+        if not verify:
+            return names
         if kind == "integers":
             _check_increasing(names._arrays["integers"])
         elif kind == "strings":

@@ -3,7 +3,8 @@
 Beside the model-to-be, ``OUTPUT.machxc-run`` holds what the run has done so far::
 
     run.json        what was asked: data, settings, options. The same command finds its own run by it
-    data/           the samples as a converted store, which every repetition maps
+    data/           the samples as a converted store, which every repetition maps (while it is made, and what a
+                    conversion that was stopped goes on with: data.machxc-convert/)
     repetition-00000.safetensors, ...   the repetitions that are finished
 
 A repetition's file appears when it is complete. When all are there the model folder is put together aside, renamed into
@@ -30,9 +31,10 @@ from machxc import __version__
 from machxc.config import Config, Settings, TextConfig
 from machxc.cost import physical_memory
 from machxc.data import Dataset, ReadOptions, convert, is_store, open_store
+from machxc.data.conversion import work_folder
 from machxc.errors import DataError, MachxcError, ModelError, OutputError, SettingError
 from machxc.facts import facts_of
-from machxc.files import find_folder, output_errors, replace_folder, sha256_file, staging_folder, write_file
+from machxc.files import find_folder, link_file, output_errors, replace_folder, sha256_file, staging_folder, write_file
 from machxc.folder import check_destination, finish_model, read_repetition, repetition_file, write_repetition
 from machxc.model import Model
 from machxc.plan import Plan, make_plan, within_machine
@@ -153,7 +155,7 @@ def run_folder(output: Path | str) -> Path:
 
 @contextlib.contextmanager
 def _locked(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Make the run folder and lock it. An error takes it away, unless repetitions in it are finished."""
+    """Make the run folder and lock it. An error takes it away, unless repetitions or parts of the data are finished."""
     if resume and not folder.is_dir():
         log.info("nothing to resume at %s: starting from the beginning", folder)
     with output_errors(folder):
@@ -164,7 +166,7 @@ def _locked(folder: Path, *, resume: bool) -> Iterator[None]:
         try:
             yield
         except MachxcError:
-            if not _has_repetitions(folder):
+            if not _has_repetitions(folder) and not work_folder(folder / _DATA).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     finally:
@@ -243,9 +245,10 @@ def _identity(data: Path | str, dataset: Dataset | None = None) -> dict[str, Any
 
 
 def _clear(folder: Path) -> None:
+    converting = work_folder(folder / _DATA).name  # goes on if it was asked for the same
     with output_errors(folder):
         for path in folder.iterdir():
-            if path.name != _LOCK:
+            if path.name not in (_LOCK, converting):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -275,20 +278,10 @@ def _publish(folder: Path, output: Path, dataset: Dataset, config: Config, *, ov
     with staging_folder(output) as staged:
         with output_errors(output):
             for r in range(config.repetitions):
-                _link(folder / repetition_file(r), staged / repetition_file(r))
+                link_file(folder / repetition_file(r), staged / repetition_file(r))
         finish_model(staged, config, dataset.names, label_counts(dataset.samples), len(dataset))
         replace_folder(staged, output, overwrite=overwrite)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for the file, or where the file system has none, a copy: the run keeps what it has."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        with open(target, "rb+") as file:
-            os.fsync(file.fileno())
 
 
 def _finished(output: Path | str, asked: Asked) -> Model:

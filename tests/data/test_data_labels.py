@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from machxc.config import TextConfig
-from machxc.data import Dataset, ReadOptions, batches, convert, labelling, read
+from machxc.data import Dataset, ReadOptions, batches, collect, convert, read
 from machxc.errors import DataError, SettingError
 from machxc.labels import LabelNames
 
@@ -113,7 +113,7 @@ def test_integers_keep_their_values(tmp_path: Path, label_sets: list[list[int]])
 
 
 def test_distinct_integers_are_merged_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "_MERGE_AT", 2)
+    monkeypatch.setattr(collect, "PART", 2)
     path = saved(tmp_path, "data.jsonl", "".join(f'{{"text": "a", "labels": {9999 * (i % 7)}}}\n' for i in range(9000)))
     assert labels_of(read(path, text=TEXT)) == [[9999 * (i % 7)] for i in range(9000)]
 

@@ -17,7 +17,7 @@ import pytest
 from data_writers import Sample, assert_same, assert_valid, features_of, jsonl, labels_of, saved, svmlight, table, xmc
 
 from machxc.config import TextConfig
-from machxc.data import ReadOptions, SourceFacts, batches, collect, convert, is_store, open_store, read, store
+from machxc.data import ReadOptions, SourceFacts, batches, collect, columns, convert, is_store, open_store, read, store
 from machxc.errors import DataError, MachxcError, OutputError
 from machxc.labels import LabelNames
 
@@ -165,7 +165,7 @@ class FailingDisk:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._file, name)
 
-        monkeypatch.setattr(store, "open", File, raising=False)
+        monkeypatch.setattr(columns, "open", File, raising=False)
         for name in ("write", "fsync", "rename", "mkdir"):
             monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
 

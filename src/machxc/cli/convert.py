@@ -22,7 +22,9 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
         run,
         "keep samples as a store that opens at once",
         "Read DATA once, in bounded memory, and write it as a store: a folder of arrays that train, plan, evaluate and "
-        "predict map into memory instead of parsing a file. Texts are kept as features, not as texts.",
+        "predict map into memory instead of parsing a file. Texts are kept as features, not as texts. Stopped on the "
+        "way, the same command goes on from the parts that are complete.",
+        "interrupted: the parts that are complete are kept; the same command goes on from there",
     )
     parser.add_argument("data", metavar="DATA", help=common.DATA)
     parser.add_argument("store", metavar="STORE", help="the folder to write")

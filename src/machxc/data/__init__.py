@@ -5,9 +5,10 @@ written, lines), and `Encoder` (token hashes, label ids) into arrays in memory (
 files (`convert`, `open_store`).
 """
 
+from machxc.data.conversion import convert
 from machxc.data.dataset import Dataset
 from machxc.data.options import ReadOptions, SourceFacts
 from machxc.data.reading import batches, read
-from machxc.data.store import convert, is_store, open_store
+from machxc.data.store import is_store, open_store
 
 __all__ = ["Dataset", "ReadOptions", "SourceFacts", "batches", "convert", "is_store", "open_store", "read"]

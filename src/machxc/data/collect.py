@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from machxc.config import TextConfig
+from machxc.data.columns import Column, Columns, Offsets
 from machxc.data.dataset import Dataset, no_unknown
 from machxc.data.formats import find_format, raw_batches
-from machxc.data.labelling import LabelCoder, Remap, label_coder
+from machxc.data.labelling import NamedLabels, label_coder
+from machxc.data.new_labels import NewLabels
 from machxc.data.options import UNKNOWN_LABELS, ReadOptions, SourceFacts
-from machxc.data.raw import RawBatch, kept_offsets, tidy_labels
-from machxc.data.source import Source
+from machxc.data.raw import RawBatch, kept_offsets
+from machxc.data.source import Mark, Source
 from machxc.errors import DataError, SettingError
 from machxc.labels import LabelNames
-from machxc.samples import Array, Features, Float32, Int64, Labels, Samples
+from machxc.packed import Strings
+from machxc.samples import Features, Float32, Int64, Labels, Samples
 
 log = logging.getLogger("machxc.data")
 
-_ROWS = 1 << 18  # samples whose labels are renumbered at a time
+PART = 1 << 26  # bytes of texts, features and labels after which a part ends
+_ROWS = 1 << 18  # weights that are written at a time
 
 
 class Encoder:
@@ -46,12 +50,27 @@ class Encoder:
             raise SettingError(
                 f"The 'unknown_labels' option must be one of {UNKNOWN_LABELS} or None. Got {unknown_labels!r} instead."
             )
-        self.coder: LabelCoder = label_coder(names, label_names, unknown_labels)
+        self.coder = label_coder(names, label_names, unknown_labels)
         self.text, self.text_reason = text, ""
         self.n_features = n_features or 0
         self.learns_labels = names is None
         self._limit = n_features if text is None else None
         self._left_out = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What was chosen or counted so far, for `restore`."""
+        text = None if self.text is None else dataclasses.asdict(self.text)
+        return {"text": text, "text_reason": self.text_reason, "n_features": self.n_features}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of another encoder."""
+        self.text = None if state["text"] is None else TextConfig(**state["text"])
+        self.text_reason, self.n_features = state["text_reason"], state["n_features"]
+
+    def gatherer(self, columns: Columns, state: dict[str, Any] | None) -> NewLabels | NamedLabels:
+        """What gathers the labels of samples in ``columns``, going on from the state of another one."""
+        return NewLabels(columns, state) if self.coder is None else NamedLabels(self.coder, columns, state)
 
     def features(self, batch: RawBatch) -> Features:
         """The features of a batch: texts hashed, numeric ones that the model does not have left out."""
@@ -85,15 +104,15 @@ class Encoder:
                 self.n_features,
             )
 
-    def _text_features(self, batch: RawBatch, texts: list[str]) -> Features:
-        from machxc.features.text import token_features
+    def _text_features(self, batch: RawBatch, texts: Strings) -> Features:
+        from machxc.features.text import packed_features
 
         if self.text is None and not self.learns_labels:
             raise batch.error("this sample is a text, but the model was trained with numeric features", 0)
         if self.text is None:
-            self.choose_text(texts)
+            self.choose_text(texts.tolist())
             assert self.text is not None
-        features = token_features(texts, self.text)
+        features = packed_features(texts, self.text)
         self.n_features = features.n_features
         return features
 
@@ -125,90 +144,51 @@ class Encoder:
         return Features(kept_offsets(features.indptr, kept), features.indices[kept], features.values[kept], limit)
 
 
-class Column(Protocol):
-    """An array that grows at its end."""
-
-    def append(self, values: Array) -> None:
-        """Add values of the column's dtype."""
-        ...
-
-    def finish(self) -> Array:
-        """The whole array; nothing can be appended any more."""
-        ...
-
-
-class Columns(Protocol):
-    """Makes columns, and keeps them by their names."""
-
-    def new(self, name: str, dtype: npt.DTypeLike) -> Column:
-        """A new, empty column."""
-        ...
-
-    def drop(self, name: str) -> None:
-        """Forget a column that is not wanted any more."""
-        ...
-
-
-class MemoryColumns:
-    """Columns in memory."""
-
-    def new(self, name: str, dtype: npt.DTypeLike) -> Column:
-        """A new, empty column."""
-        return _MemoryColumn(dtype)
-
-    def drop(self, name: str) -> None:
-        """Nothing: memory is freed when nobody refers to it."""
-
-
-class _MemoryColumn:
-    def __init__(self, dtype: npt.DTypeLike) -> None:
-        self._parts: list[Array] = [np.empty(0, dtype)]
-
-    def append(self, values: Array) -> None:
-        self._parts.append(values)
-
-    def finish(self) -> Array:
-        whole = np.concatenate(self._parts, dtype=self._parts[0].dtype)
-        self._parts = []
-        return whole
-
-
 class Collector:
-    """Gathers the batches of one file into a dataset, whose arrays lie in ``columns``."""
+    """Gathers the batches of one file into a dataset, whose arrays lie in ``columns``, part by part.
 
-    def __init__(self, encoder: Encoder, columns: Columns) -> None:
+    ``state``: that of another collector, whose columns are gone on with.
+    """
+
+    def __init__(self, encoder: Encoder, columns: Columns, state: dict[str, Any] | None = None) -> None:
+        state = state or {"n": 0, "features": None, "labels": None, "weighted": False}
         self._encoder, self._columns = encoder, columns
-        self._n = 0
-        self._indptr = _Offsets(columns.new("features.indptr", np.int64))
+        self._n: int = state["n"]
+        self._indptr = Offsets(columns.new("features.indptr", np.int64), state["features"])
         self._ids = columns.new("features.indices", np.uint32)
         self._values = columns.new("features.values", np.float32)
-        self._label_indptr = _Offsets(columns.new("labels.indptr", np.int64))
-        self._codes = columns.new("labels.codes", np.int64)
-        self._weights: Column | None = None
-        self._unknown: list[Int64] = []
+        self._labels = encoder.gatherer(columns, state["labels"])
+        self._weights: Column | None = columns.new("weights", np.float32) if state["weighted"] else None
+        self._unknown: list[Int64] = [no_unknown(self._n)]
+        if "encoder" in state:
+            encoder.restore(state["encoder"])
 
     def add(self, batch: RawBatch) -> None:
         """Append the samples of a batch."""
         features = self._encoder.features(batch)
-        coded = self._encoder.coder.encode(batch)
         self._indptr.append(features.indptr)
         self._ids.append(features.indices)
         self._values.append(features.values)
-        self._label_indptr.append(coded.indptr)
-        self._codes.append(coded.codes)
-        self._unknown.append(coded.unknown if coded.unknown.any() else no_unknown(len(batch)))
+        unknown = self._labels.add(batch)
+        self._unknown.append(unknown if unknown.any() else no_unknown(len(batch)))
         self._add_weights(batch)
         self._n += len(batch)
 
+    def end_part(self) -> dict[str, Any]:
+        """Write what waits for the end of a part; returns the state to go on from."""
+        self._labels.end_part()
+        facts = {"n": self._n, "features": self._indptr.last, "weighted": self._weights is not None}
+        return {**facts, "labels": self._labels.state, "encoder": self._encoder.state}
+
     def finish(self, source: SourceFacts | None) -> Dataset:
         """The dataset of all that was added."""
-        self._encoder.close()
-        names, remap = self._encoder.coder.finish()
-        indptr, ids, values = self._indptr.finish(), self._ids.finish(), self._values.finish()
-        features = Features(indptr, ids, values, self._encoder.n_features)
-        weights = None if self._weights is None else self._weights.finish()
-        samples = Samples(features, self._labels(names, remap), weights)
         encoder = self._encoder
+        encoder.close()
+        labels, names = self._labels.finish()
+        indptr, ids, values = self._indptr.finish(), self._ids.finish(), self._values.finish()
+        features = Features(indptr, ids, values, encoder.n_features)
+        weights = None if self._weights is None else self._weights.finish()
+        samples = Samples(features, labels, weights)
         return Dataset(samples, names, encoder.text, self._all_unknown(), encoder.text_reason, source)
 
     def _add_weights(self, batch: RawBatch) -> None:
@@ -220,30 +200,35 @@ class Collector:
                 self._weights.append(np.ones(min(_ROWS, self._n - start), np.float32))
         self._weights.append(_weights(batch))
 
-    def _labels(self, names: LabelNames, remap: Remap | None) -> Labels:
-        indptr, codes = self._label_indptr.finish(), self._codes.finish()
-        ids = self._columns.new("labels.indices", np.uint32)
-        for start in range(0, self._n, _ROWS):
-            rows = np.asarray(indptr[start : start + _ROWS + 1])
-            part = np.asarray(codes[rows[0] : rows[-1]])
-            if remap is not None:
-                part = tidy_labels(rows - rows[0], remap(part))[1]
-            ids.append(part.astype(np.uint32))
-        self._columns.drop("labels.codes")
-        return Labels(indptr, ids.finish(), len(names))
-
     def _all_unknown(self) -> Int64:
         if any(part.any() for part in self._unknown):
             return np.concatenate(self._unknown)
         return no_unknown(self._n)
 
 
-def collect(source: Source, options: ReadOptions, columns: Columns, encoder: Encoder) -> Dataset:
-    """All samples of a source as one dataset, whose arrays lie in ``columns``. DataError when there are none."""
+OnPart = Callable[[Mark, dict[str, Any]], None]
+"""Called after each part but the last, with the mark to go on from, and what the collector is to be made with then."""
+
+
+def collect(
+    source: Source,
+    options: ReadOptions,
+    encoder: Encoder,
+    collector: Collector,
+    *,
+    mark: Mark | None = None,
+    on_part: OnPart | None = None,
+) -> Dataset:
+    """All samples of a source, from a mark on, as one dataset. DataError when there are none."""
     format = find_format(source, options)
-    collector = Collector(encoder, columns)
-    for batch in _looked_ahead(raw_batches(source, options), encoder):
+    size, last = 0, None
+    for batch in _looked_ahead(raw_batches(source, options, mark), encoder):
+        if size >= PART and last is not None:
+            state, size = collector.end_part(), 0
+            if on_part is not None:
+                on_part(last, state)
         collector.add(batch)
+        size, last = size + _size(batch), batch.mark
     dataset = collector.finish(source.facts(format))
     if not len(dataset):
         raise source.error("has no samples; expected at least one")
@@ -266,7 +251,7 @@ def _looked_ahead(batches: Iterator[RawBatch], encoder: Encoder) -> Iterator[Raw
             first += [] if batch is None else [batch]
             break
         first.append(batch)
-        texts += batch.texts
+        texts += batch.texts.tolist()
     if texts and encoder.chooses_text:
         encoder.choose_text(texts)
     yield from first
@@ -275,8 +260,8 @@ def _looked_ahead(batches: Iterator[RawBatch], encoder: Encoder) -> Iterator[Raw
 
 def dataset_of(encoder: Encoder, batch: RawBatch) -> Dataset:
     """One batch as a dataset by itself; the encoder's labels must be known ones."""
-    features, coded = encoder.features(batch), encoder.coder.encode(batch)
-    names, _ = encoder.coder.finish()
+    assert encoder.coder is not None
+    features, coded, names = encoder.features(batch), encoder.coder.encode(batch), encoder.coder.names
     labels = Labels(coded.indptr, coded.codes.astype(np.uint32), len(names))
     weights = None if batch.weights is None else _weights(batch)
     return Dataset(Samples(features, labels, weights), names, encoder.text, coded.unknown)
@@ -286,17 +271,11 @@ def _weights(batch: RawBatch) -> Float32:
     return np.ones(len(batch), np.float32) if batch.weights is None else batch.weights
 
 
-class _Offsets:
-    """A column of offsets, appended to a batch at a time."""
-
-    def __init__(self, column: Column) -> None:
-        self._column = column
-        self._last = 0
-        column.append(np.zeros(1, np.int64))
-
-    def append(self, indptr: Int64) -> None:
-        self._column.append(indptr[1:] + self._last)
-        self._last += int(indptr[-1])
-
-    def finish(self) -> Int64:
-        return self._column.finish()
+def _size(batch: RawBatch) -> int:
+    """About how many bytes of memory a batch takes."""
+    labels = batch.labels.values
+    size = len(labels.bytes) if isinstance(labels, Strings) else 8 * len(labels)
+    if batch.texts is not None:
+        return size + len(batch.texts.bytes)
+    assert batch.features is not None
+    return size + 8 * len(batch.features.indices)

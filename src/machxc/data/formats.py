@@ -9,7 +9,7 @@ from pathlib import Path
 
 from machxc.data.options import ReadOptions
 from machxc.data.raw import RawBatch
-from machxc.data.source import Source
+from machxc.data.source import Mark, Source
 
 _SUFFIXES = {
     ".xmc": "xmc",
@@ -28,8 +28,8 @@ _XMC = re.compile(rb"[ \t]*\d+[ \t]+\d+[ \t]+\d+[ \t\r]*\n")
 _SVMLIGHT = re.compile(rb"(?:[ \t]*(?:#[^\n]*|\r)?\n)*[ \t]*(?:[+-]?\d+(?:,[+-]?\d+)*[ \t]+)?\d+:[-+.\d]")
 
 
-def raw_batches(source: Source, options: ReadOptions) -> Iterator[RawBatch]:
-    """The samples of a file in its format (see `find_format`)."""
+def raw_batches(source: Source, options: ReadOptions, mark: Mark | None = None) -> Iterator[RawBatch]:
+    """The samples of a file in its format (see `find_format`), from a mark on."""
     format = find_format(source, options)
     if format == "xmc":
         from machxc.data.xmc import read_xmc as reader
@@ -42,10 +42,10 @@ def raw_batches(source: Source, options: ReadOptions) -> Iterator[RawBatch]:
     elif format == "tsv":
         from machxc.data.tables import read_tsv as reader
     elif format == "parquet":
-        from machxc.data.tables import read_parquet as reader
+        from machxc.data.parquet import read_parquet as reader
     else:
         raise source.error("is a file; expected the folder of a converted store")
-    return reader(source, options)
+    return reader(source, options, mark)
 
 
 def find_format(source: Source, options: ReadOptions) -> str:

@@ -4,44 +4,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from machxc.data.jsonl_kernel import STRINGS, Parsed, parse_lines
 from machxc.data.options import ReadOptions
-from machxc.data.raw import RawBatch
+from machxc.data.raw import RawBatch, RawLabels
 from machxc.data.records import Records
-from machxc.data.source import Source, text_blocks
+from machxc.data.source import Mark, Source, line_blocks, utf8
 from machxc.errors import DataError
+from machxc.packed import Strings
 
 _FEATURES = "features"
 
 
-def read_jsonl(source: Source, options: ReadOptions) -> Iterator[RawBatch]:
+def read_jsonl(source: Source, options: ReadOptions, mark: Mark | None = None) -> Iterator[RawBatch]:
     """The samples of a JSON Lines file; blank lines are left out.
 
     "features" is {"id": value, ...}, [[id, value], ...] or a list of numbers, of one length for all samples.
     """
-    parser = _Parser(source.name, options)
-    for first, text in text_blocks(source, options.encoding):
-        for line, row in enumerate(text.split("\n"), first):
-            if row and not row.isspace():
-                parser.add(line, row)
-            if parser.records.full:
-                yield parser.records.take()
-    if len(parser.records):
-        yield parser.records.take()
+    parser = _Parser(source.name, options, {} if mark is None else mark.state)
+    for line, block, rest in line_blocks(source, mark):
+        block = utf8(source, block, line, options.encoding)
+        batches = parser.batches(line, block)
+        for batch in batches[:-1]:
+            yield batch
+        for batch in batches[-1:]:
+            yield replace(batch, mark=source.mark(rest, line + block.count(b"\n"), **parser.state))
 
 
 class _Parser:
-    """Lines to records, by the options."""
+    """Lines to batches, by the options; what was before ``state`` is known."""
 
-    def __init__(self, path: str, options: ReadOptions) -> None:
-        self.records = Records(path, typed=True)
+    def __init__(self, path: str, options: ReadOptions, state: dict[str, Any]) -> None:
+        self._records = Records(path, typed=True, of_texts=state.get("of_texts"))
         self._path = path
         self._texts = options.text_columns
         self._label, self._labels_required = options.label_column, options.labels_required
         self._weight = options.weight_column or "weight"
         self._weight_required = options.weight_column is not None
-        self._dense: int | None = None
+        self._dense: int | None = state.get("dense")
+        self._keys = [key.encode() for key in (self._texts[0], self._label, self._weight)]
+        self._plain = len(self._texts) == 1 and len({*self._keys, _FEATURES.encode()}) == 4
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What to know of the samples before a mark."""
+        return {"of_texts": self._records.of_texts, "dense": self._dense}
+
+    def batches(self, line: int, block: bytes) -> list[RawBatch]:
+        """The samples of a block of lines in UTF-8: by the kernel if it can, else line by line."""
+        parsed = None
+        if self._plain and self._records.of_texts is not False:
+            needs_labels, needs_weight = self._labels_required, self._weight_required
+            parsed = parse_lines(block, self._keys, needs_labels=needs_labels, needs_weight=needs_weight)
+        if parsed is not None:
+            self._records.of_texts = True if len(parsed.lines) else self._records.of_texts
+            return [_batch_of(self._path, line, parsed)] if len(parsed.lines) else []
+        return list(self._slow_batches(line, block.decode().split("\n")))
+
+    def _slow_batches(self, first: int, rows: list[str]) -> Iterator[RawBatch]:
+        for line, row in enumerate(rows, first):
+            if row and not row.isspace():
+                self.add(line, row)
+            if self._records.full:
+                yield self._records.take()
+        if len(self._records):
+            yield self._records.take()
 
     def add(self, line: int, row: str) -> None:
         """Parse one line and gather its sample."""
@@ -51,9 +80,9 @@ class _Parser:
         if text is not None:
             if features is not None:
                 raise self._error(f"the sample has both {self._text_keys} and {_FEATURES!r}; expected one", line)
-            self.records.add_text(line, text, labels, weight)
+            self._records.add_text(line, text, labels, weight)
         elif features is not None:
-            self.records.add_features(line, *self._features_of(line, features), labels, weight)
+            self._records.add_features(line, *self._features_of(line, features), labels, weight)
         else:
             raise self._error(f"the sample has neither {self._text_keys} nor {_FEATURES!r}; {_found(record)}", line)
 
@@ -133,6 +162,15 @@ class _Parser:
         if given and len(given) != self._dense:
             raise self._error(f"expected {self._dense} feature values as in the samples before, got {len(given)}", line)
         return list(range(len(given))), given
+
+
+def _batch_of(path: str, line: int, parsed: Parsed) -> RawBatch:
+    strings = parsed.kind == STRINGS
+    values = Strings(parsed.strings, parsed.string_offsets) if strings else parsed.integers
+    labels = RawLabels(parsed.label_indptr, values)
+    weights = parsed.weights if parsed.weighted else None
+    texts = Strings(parsed.texts, parsed.text_offsets)
+    return RawBatch(path, parsed.lines + line, labels, texts, weights=weights)
 
 
 def _id_of(key: str) -> int | str:

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from machxc.compiled import kernel
 from machxc.config import TextConfig
+from machxc.data.source import Mark
 from machxc.errors import DataError
+from machxc.packed import Strings
 from machxc.samples import Features, Float32, Int64, UInt32
 
-BATCH = 8192  # samples of a batch of texts at most
+BATCH = 8192  # samples of a dataset that is read in parts, at most; and of a batch of Python values
 BATCH_CHARACTERS = 1 << 23  # a batch of texts ends when it has so many
 
 
@@ -25,8 +28,13 @@ class RawLabels:
     """
 
     indptr: Int64
-    values: Int64 | list[str]
+    values: Int64 | Strings
     typed: bool = True
+
+    def value(self, place: int) -> int | str:
+        """One label, as Python has it."""
+        found = self.values[place]
+        return found if isinstance(found, str) else int(found)
 
     def row(self, place: int) -> int:
         """The sample that the label at ``place`` in ``values`` belongs to."""
@@ -39,16 +47,18 @@ class RawBatch:
 
     ``lines``: where each begins, from 1, int64 [n]. ``n_labels``: K where the file's header says it (then
     ``features.n_features`` is the header's D too). ``text``: how the features were made from texts, where they were.
+    ``mark``: where a reader can go on after this batch, if it can there.
     """
 
     path: str
     lines: Int64
     labels: RawLabels
-    texts: list[str] | None = None
+    texts: Strings | None = None
     features: Features | None = None
     weights: Float32 | None = None
     n_labels: int | None = None
     text: TextConfig | None = None
+    mark: Mark | None = None
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -84,12 +94,26 @@ def tidy_labels(indptr: Int64, values: Int64) -> tuple[Int64, Int64]:
     """Label sets with their values sorted and each of them once."""
     if is_rising(indptr, values):
         return indptr, values
-    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    order = np.lexsort((values, rows))
-    rows, values = rows[order], values[order]
-    first = np.ones(len(values), bool)
-    first[1:] = (values[1:] != values[:-1]) | (rows[1:] != rows[:-1])
-    return kept_offsets(indptr, first), values[first]
+    new_indptr, values = np.zeros(len(indptr), np.int64), values.copy()
+    used = _tidy_rows(np.asarray(indptr), values, new_indptr)
+    return new_indptr, values[:used]
+
+
+@kernel
+def _tidy_rows(indptr: Int64, values: Int64, new_indptr: Int64) -> int:
+    """Sort each row and close the gaps that repeated values leave, in place; returns how many values stay."""
+    used = 0
+    for i in range(len(indptr) - 1):
+        row = values[indptr[i] : indptr[i + 1]]
+        if len(row) > 1:
+            row.sort()
+        first = used
+        for value in row:
+            if used == first or values[used - 1] != value:
+                values[used] = value
+                used += 1
+        new_indptr[i + 1] = used
+    return used
 
 
 def tidy_features(features: Features) -> Features:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from machxc.config import TextConfig
-from machxc.data.collect import Collector, Encoder, MemoryColumns, collect, dataset_of
+from machxc.data.collect import Collector, Encoder, collect, dataset_of
+from machxc.data.columns import MemoryColumns
 from machxc.data.dataset import Dataset
 from machxc.data.formats import raw_batches
 from machxc.data.options import Progress, ReadOptions
@@ -17,6 +18,7 @@ from machxc.data.source import Source
 from machxc.data.store import is_store, open_store
 from machxc.errors import DataError
 from machxc.labels import LabelNames
+from machxc.packed import Strings
 
 
 def read(
@@ -42,7 +44,7 @@ def read(
     if _is_stored(path, options):
         return _read_store(open_store(path), str(path), options, encoder, (names, text, n_features))
     with Source(path, progress) as source:
-        return collect(source, options, MemoryColumns(), encoder)
+        return collect(source, options, encoder, Collector(encoder, MemoryColumns()))
 
 
 def batches(
@@ -112,7 +114,7 @@ def _store_batches(stored: Dataset, path: str) -> Iterator[RawBatch]:
     for start in range(0, len(stored), BATCH):
         part = stored.rows(start, min(start + BATCH, len(stored))).samples
         named = stored.names.names(part.labels.indices)
-        values = named.tolist() if stored.names.kind == "strings" else named
+        values = Strings.of(named.tolist()) if stored.names.kind == "strings" else named
         labels = RawLabels(part.labels.indptr, values if len(named) else np.empty(0, np.int64))
         lines = np.arange(start, start + len(part)) + 1
         yield RawBatch(path, lines, labels, None, part.features, part.weights, text=stored.text)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from machxc.data.raw import BATCH, BATCH_CHARACTERS, RawBatch, RawLabels, offsets, tidy_features
+from machxc.data.source import Mark
 from machxc.errors import DataError
+from machxc.packed import Strings
 from machxc.samples import Features, Float32, Int64
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -18,12 +21,13 @@ _MAX_FEATURE = 2**32 - 1
 class Records:
     """Gathers samples of one file until there are enough for a `RawBatch`.
 
-    ``typed``: see `RawLabels`. Every sample has a text, or every sample has numeric features.
+    ``typed``: see `RawLabels`. Every sample has a text, or every sample has numeric features: ``of_texts`` says which,
+    None before the first.
     """
 
-    def __init__(self, path: str, *, typed: bool) -> None:
+    def __init__(self, path: str, *, typed: bool, of_texts: bool | None = None) -> None:
         self._path, self._typed = path, typed
-        self._of_texts: bool | None = None
+        self.of_texts = of_texts
         self._clear()
 
     def __len__(self) -> int:
@@ -50,15 +54,16 @@ class Records:
         self._size += 8 * len(ids)
         self._add(line, labels, weight)
 
-    def take(self) -> RawBatch:
+    def take(self, mark: Mark | None = None) -> RawBatch:
         """What was gathered, checked; DataError with the line of what is wrong."""
         batch = RawBatch(
             self._path,
             np.array(self._lines, np.int64),
             self._raw_labels(),
-            self._checked_texts() if self._of_texts else None,
-            None if self._of_texts else self._features(),
-            self._checked_weights(),
+            self._checked_texts() if self.of_texts else None,
+            None if self.of_texts else self._features(),
+            checked_weights(self._path, self._lines, self._weights),
+            mark=mark,
         )
         self._clear()
         return batch
@@ -75,9 +80,9 @@ class Records:
         self._size = 0
 
     def _only(self, line: int, *, of_texts: bool) -> None:
-        if self._of_texts is None:
-            self._of_texts = of_texts
-        elif self._of_texts != of_texts:
+        if self.of_texts is None:
+            self.of_texts = of_texts
+        elif self.of_texts != of_texts:
             given, before = ("a text", "features") if of_texts else ("features", "a text")
             raise self._error(f"this sample has {given}, those before have {before}; expected one kind all along", line)
 
@@ -93,14 +98,14 @@ class Records:
     def _line(self, indptr: Int64, place: int) -> int:
         return self._lines[int(np.searchsorted(indptr, place, side="right")) - 1]
 
-    def _checked_texts(self) -> list[str]:
+    def _checked_texts(self) -> Strings:
         if not _is_unicode(self._texts):
             row = next(i for i, text in enumerate(self._texts) if not _is_unicode([text]))
             raise self._error(
                 "the text is not valid Unicode (it has half a character, as \\ud83d alone); mend or drop it",
                 self._lines[row],
             )
-        return self._texts
+        return Strings.of(self._texts)
 
     def _raw_labels(self) -> RawLabels:
         indptr = offsets(self._n_labels)
@@ -108,7 +113,7 @@ class Records:
         if types == {int}:
             return RawLabels(indptr, self._integers(indptr), self._typed)
         if types == {str} and "" not in self._labels and _is_unicode(self._labels):
-            return RawLabels(indptr, self._labels, self._typed)
+            return RawLabels(indptr, Strings.of(self._labels), self._typed)
         if types:
             raise self._label_error(indptr)
         return RawLabels(indptr, np.empty(0, np.int64), self._typed)
@@ -167,14 +172,17 @@ class Records:
                 return self._error(f"feature {id_}: expected a finite number, got {_short(value)}", line)
         raise AssertionError("no feature is wrong")
 
-    def _checked_weights(self) -> Float32 | None:
-        if self._weights.count(None) == len(self._weights):
-            return None
-        for line, weight in zip(self._lines, self._weights, strict=True):
-            good = weight is None or (type(weight) in (int, float) and weight >= 0 and _is_float32(weight))
-            if not good:
-                raise self._error(f"expected a weight that is a finite number, 0 or more, got {_short(weight)}", line)
-        return np.array([1.0 if weight is None else weight for weight in self._weights], np.float32)
+
+def checked_weights(path: str, lines: Sequence[int] | Int64, weights: Sequence[Any]) -> Float32 | None:
+    """Weights of samples, 1 where there is None, or None if all are; DataError with the line of one that is wrong."""
+    if weights.count(None) == len(weights):
+        return None
+    for line, weight in zip(lines, weights, strict=True):
+        good = weight is None or (type(weight) in (int, float) and weight >= 0 and _is_float32(weight))
+        if not good:
+            message = f"expected a weight that is a finite number, 0 or more, got {_short(weight)}"
+            raise DataError(message, path=path, line=int(line))
+    return np.array([1.0 if weight is None else weight for weight in weights], np.float32)
 
 
 def mixed_labels(label: Any) -> str:

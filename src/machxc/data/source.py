@@ -6,10 +6,13 @@ import codecs
 import gzip
 import hashlib
 import io
+import itertools
 import os
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -26,6 +29,25 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 
 
+class ChangedError(DataError):
+    """The data before a mark are not what they were when it was made."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a reader has come in a file: enough to go on from there in another process.
+
+    ``blocks`` of decompressed bytes that were read, their ``sha256``, how many bytes at their end are still to be
+    parsed (``rest``), the number of the ``line`` that these begin, and what the format's reader keeps (``state``).
+    """
+
+    blocks: int
+    sha256: str
+    rest: int = 0
+    line: int = 1
+    state: dict[str, Any] = field(default_factory=dict)
+
+
 class Source:
     """A file to be read once, from begin to end. Use it as a context manager.
 
@@ -36,11 +58,15 @@ class Source:
     def __init__(self, path: Path | str, progress: Progress | None = None) -> None:
         self.path = str(path)
         self.name = "standard input" if self.path == "-" else self.path
-        self._raw = _HashedFile(_open(self.path, self.name), self.name, progress)
+        self._raw = _RawFile(_open(self.path, self.name), self.name, progress)
+        self._fingerprint = self._raw.fingerprint()
         self._buffer = io.BufferedReader(self._raw, 1 << 20)
         try:
             self._compression = self._find_compression()
-            self._blocks = self._decompressed()
+            if self._compression is None:
+                self._raw.digest = None  # that of the blocks is the same
+            self._blocks, self._n_blocks = self._decompressed(), 0
+            self._digest = hashlib.sha256()
             self._head = next(self._blocks, b"")
             if not self._head:
                 raise self.error("is empty; expected samples")
@@ -66,19 +92,51 @@ class Source:
         """Whether the path leads to the very bytes that `blocks` yields."""
         return self._compression is None and self.path != "-" and os.path.isfile(self.path)
 
-    def blocks(self) -> Iterator[bytes]:
-        """The decompressed bytes, in blocks."""
-        yield self._head
-        yield from self._blocks
+    def blocks(self, mark: Mark | None = None) -> Iterator[bytes]:
+        """The decompressed bytes, in blocks: all of them, or what was not parsed yet at a mark.
+
+        What comes before the mark is read and hashed, which is many times faster than to parse it, and tells whether
+        it is what it was. DataError when it is not, and at the end, when the file was written to meanwhile.
+        """
+        blocks = self._hashed()
+        if mark is not None:
+            yield self._skip(mark, blocks)
+        yield from blocks
+        self.check_unchanged()
+
+    def mark(self, rest: int = 0, line: int = 1, **state: Any) -> Mark:
+        """A mark after the blocks that were read."""
+        return Mark(self._n_blocks, self._digest.copy().hexdigest(), rest, line, state)
 
     def facts(self, format: str) -> SourceFacts:
         """Name, size and digest; the file must have been read to its end."""
         name = "-" if self.path == "-" else Path(self.path).name
-        return SourceFacts(name, format, self._raw.done, self._raw.digest.hexdigest())
+        digest = self._digest if self._raw.digest is None else self._raw.digest
+        return SourceFacts(name, format, self._raw.done, digest.hexdigest())
 
     def error(self, message: str, line: int | None = None) -> DataError:
         """A DataError about this file."""
         return DataError(message, path=self.name, line=line)
+
+    def _hashed(self) -> Iterator[bytes]:
+        for block in itertools.chain([self._head], self._blocks):
+            self._digest.update(block)
+            self._n_blocks += 1
+            yield block
+
+    def _skip(self, mark: Mark, blocks: Iterator[bytes]) -> bytes:
+        """Read up to a mark; returns what was not parsed yet of that."""
+        rest = b""
+        for block in itertools.islice(blocks, mark.blocks):
+            rest = (rest + block)[-mark.rest :] if mark.rest else b""
+        if self.mark().sha256 != mark.sha256 or len(rest) != mark.rest:
+            raise ChangedError("is not the data that was read before: they were changed since", path=self.name)
+        return rest
+
+    def check_unchanged(self) -> None:
+        """DataError when the file was written to since it was opened."""
+        if self._raw.fingerprint() != self._fingerprint:
+            raise self.error("was changed while it was read; read it again when nothing writes to it")
 
     def _find_compression(self) -> str | None:
         first = self._buffer.peek(4)
@@ -104,17 +162,20 @@ class Source:
             raise self.error(f"is damaged {self._compression} data ({error}); copy or compress it again") from None
 
 
-def line_blocks(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Blocks of whole lines, each with the number of its first line (from 1); a byte order mark is left out."""
+def line_blocks(source: Source, mark: Mark | None = None) -> Iterator[tuple[int, bytes, int]]:
+    """Blocks of whole lines after a mark; a byte order mark is left out.
+
+    With each the number of its first line (from 1), and how many bytes of the line that follows were read.
+    """
     if source.head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise source.error("is UTF-16 text; expected UTF-8: convert it, for example with iconv", 1)
-    line, rest, held = 1, [source.head[:0]], 0
-    for i, given in enumerate(source.blocks()):
-        block = given.removeprefix(codecs.BOM_UTF8) if i == 0 else given
+    line, rest, held = 1 if mark is None else mark.line, [source.head[:0]], 0
+    for i, given in enumerate(source.blocks(mark)):
+        block = given.removeprefix(codecs.BOM_UTF8) if i == 0 and mark is None else given
         cut = block.rfind(b"\n") + 1
         if cut:
             whole = b"".join([*rest, block[:cut]])
-            yield line, whole
+            yield line, whole, len(block) - cut
             line += whole.count(b"\n")
             rest, held = [], 0
         rest.append(block[cut:])
@@ -122,36 +183,40 @@ def line_blocks(source: Source) -> Iterator[tuple[int, bytes]]:
         if held > MAX_LINE:
             raise source.error(f"the line is longer than {MAX_LINE >> 20} MB; expected one sample a line", line)
     if last := b"".join(rest):
-        yield line, last
+        yield line, last, 0
 
 
-def text_blocks(source: Source, encoding: str) -> Iterator[tuple[int, str]]:
-    """As `line_blocks`, decoded; DataError with the line that is not valid in the encoding."""
-    for line, block in line_blocks(source):
-        try:
-            yield line, block.decode(encoding)
-        except UnicodeDecodeError as error:
-            bad = block[error.start : error.start + 1]
-            raise source.error(
-                f"expected {encoding} text, got the byte 0x{bad.hex()}; convert the file, or give its encoding",
-                line + block.count(b"\n", 0, error.start),
-            ) from None
+def utf8(source: Source, block: bytes, line: int, encoding: str) -> bytes:
+    """A block that begins at ``line``, in UTF-8; DataError with the line that is not valid in its encoding."""
+    try:
+        if encoding == "utf-8":
+            if not block.isascii():
+                block.decode()
+            return block
+        return block.decode(encoding).encode()
+    except UnicodeDecodeError as error:
+        bad = block[error.start : error.start + 1]
+        raise source.error(
+            f"expected {encoding} text, got the byte 0x{bad.hex()}; convert the file, or give its encoding",
+            line + block.count(b"\n", 0, error.start),
+        ) from None
 
 
 def read_lines(path: Path | str) -> list[str]:
     """The lines of a UTF-8 text file (.gz and .zst too), without their ends. DataError as for any source."""
     with Source(path) as source:
-        text = "".join(block for _, block in text_blocks(source, "utf-8"))
+        blocks = (utf8(source, block, line, "utf-8") for line, block, _ in line_blocks(source))
+        text = b"".join(blocks).decode()
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
 
 
-class _HashedFile(io.RawIOBase):
+class _RawFile(io.RawIOBase):
     """A raw file that remembers how much was read of it, and the digest of that."""
 
     def __init__(self, file: IO[bytes], name: str, progress: Progress | None) -> None:
         self.done = 0
-        self.digest = hashlib.sha256()
+        self.digest: Any = hashlib.sha256()  # None: nobody asks for it
         self._file, self._name, self._progress = file, name, progress
         self._total = _size(file)
 
@@ -164,7 +229,8 @@ class _HashedFile(io.RawIOBase):
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}", path=self._name) from None
         buffer[: len(data)] = data
-        self.digest.update(data)
+        if self.digest is not None:
+            self.digest.update(data)
         self.done += len(data)
         if self._progress is not None:
             self._progress(self.done, self._total)
@@ -174,6 +240,11 @@ class _HashedFile(io.RawIOBase):
         if not self.closed and self._name != "standard input":
             self._file.close()
         super().close()
+
+    def fingerprint(self) -> tuple[int, int] | None:
+        """What changes when somebody writes to the file; None for what is no file."""
+        status = _status(self._file)
+        return None if status is None or not stat.S_ISREG(status.st_mode) else (status.st_size, status.st_mtime_ns)
 
 
 def _open(path: str, name: str) -> IO[bytes]:
@@ -190,11 +261,15 @@ def _open(path: str, name: str) -> IO[bytes]:
 
 
 def _size(file: IO[bytes]) -> int | None:
+    status = _status(file)
+    return None if status is None else status.st_size or None
+
+
+def _status(file: IO[bytes]) -> os.stat_result | None:
     try:
-        status = os.fstat(file.fileno())
-    except (OSError, ValueError):  # no file behind it, as in tests
+        return os.fstat(file.fileno())
+    except (OSError, ValueError, AttributeError):  # no file behind it, as in tests
         return None
-    return status.st_size or None
 
 
 def _plain_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:

@@ -6,32 +6,20 @@ each array's dtype, length and SHA-256, and the digest of itself.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from machxc.config import MAX_ID, TextConfig
-from machxc.data.collect import Encoder, collect
+from machxc.data.columns import mapped, release
 from machxc.data.dataset import Dataset, no_unknown
-from machxc.data.options import Progress, ReadOptions, SourceFacts
-from machxc.data.source import Source
+from machxc.data.options import SourceFacts
 from machxc.errors import DataError, MachxcError
-from machxc.files import (
-    check_target,
-    find_folder,
-    output_errors,
-    replace_folder,
-    sha256_file,
-    staging_folder,
-    write_file,
-)
+from machxc.files import find_folder, sha256_file
 from machxc.labels import LabelNames
 from machxc.samples import Array, Features, Labels, Samples
 
@@ -60,35 +48,6 @@ def is_store(path: Path | str) -> bool:
     return folder is not None and (folder / MANIFEST).is_file()
 
 
-def convert(
-    path: Path | str,
-    store: Path | str,
-    options: ReadOptions | None = None,
-    *,
-    text: TextConfig | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Read a file of samples once, write it as a converted store, and open that.
-
-    Memory is bounded by a block of the file and the label names. The folder appears when it is complete, or not at
-    all. ``text``: how texts become features; None: chosen from the first ones. DataError for what is wrong with the
-    data, OutputError when ``store`` exists (without ``overwrite``) or cannot be written.
-    """
-    options = options or ReadOptions()
-    check_target(store, overwrite=overwrite)
-    if is_store(path):
-        raise DataError("is a converted store already; use it as it is, or copy the folder", path=str(path))
-    with Source(path, progress) as source, staging_folder(store) as folder, output_errors(store):
-        with _FileColumns(folder) as columns:
-            dataset = collect(source, options, columns, Encoder(options.label_names, text=text))
-            for name, array in dataset.names.arrays().items():
-                columns.add(f"names.{name}", array)
-            write_file(folder / MANIFEST, _manifest(dataset, columns.facts))
-        replace_folder(folder, store, overwrite=overwrite)
-    return open_store(store, verify=False)
-
-
 def open_store(path: Path | str, *, verify: bool = True) -> Dataset:
     """Open a converted store: a dataset of memory-mapped arrays.
 
@@ -101,9 +60,9 @@ def open_store(path: Path | str, *, verify: bool = True) -> Dataset:
         raise DataError(f"{given}; expected the folder of a converted store", path=str(path))
     facts = _read_manifest(folder)
     try:
-        dataset = _Reader(folder, facts).dataset()
+        dataset = _Reader(folder, facts).dataset(verify=verify)
         if verify:
-            _verify(folder, facts, dataset.samples)
+            _verify(folder, facts, dataset)
     except (KeyError, TypeError, ValueError, OverflowError, MachxcError, OSError) as error:
         raise _damaged(folder, str(error)) from error
     return dataset
@@ -113,7 +72,8 @@ def _damaged(folder: Path, why: str) -> DataError:
     return DataError(f"is not a complete converted store ({why}); convert the data again", path=str(folder))
 
 
-def _manifest(dataset: Dataset, arrays: dict[str, dict[str, Any]]) -> bytes:
+def manifest(dataset: Dataset, arrays: dict[str, dict[str, Any]]) -> bytes:
+    """The manifest of a dataset whose arrays are files; ``arrays``: dtype, length and SHA-256 of each."""
     samples = dataset.samples
     facts = {
         "kind": _KIND,
@@ -162,7 +122,7 @@ class _Reader:
         if not _REQUIRED <= set(self._arrays) <= set(_DTYPES):
             raise ValueError(f"its arrays are {sorted(self._arrays)}")
 
-    def dataset(self) -> Dataset:
+    def dataset(self, *, verify: bool) -> Dataset:
         """The dataset; ValueError, TypeError, KeyError or a MachxcError when something does not fit."""
         facts, n = self._facts, self._count("n_samples", MAX_ID)
         features = Features(
@@ -176,7 +136,7 @@ class _Reader:
         )
         weights = self._array("weights", n) if "weights" in self._arrays else None
         named = {name.removeprefix("names."): self._array(name) for name in self._arrays if name.startswith("names.")}
-        names = LabelNames.from_arrays(facts["label_kind"], labels.n_labels, named)
+        names = LabelNames.from_arrays(facts["label_kind"], labels.n_labels, named, verify=verify)
         text = None if facts["text"] is None else TextConfig(**facts["text"])
         source = None if facts["source"] is None else SourceFacts(**facts["source"])
         samples = Samples(features, labels, weights)
@@ -197,10 +157,13 @@ class _Reader:
         size = path.stat().st_size
         if type(told["length"]) is not int or size != told["length"] * dtype.itemsize:
             raise ValueError(f"{path.name} has {size} bytes, expected {told['length']} numbers of {dtype.itemsize}")
-        return _mapped(path, dtype)
+        return mapped(path, dtype)
 
 
-def _verify(folder: Path, facts: dict[str, Any], samples: Samples) -> None:
+def _verify(folder: Path, facts: dict[str, Any], dataset: Dataset) -> None:
+    """Look at all of a store, and let go of the memory that this takes on the way."""
+    samples = dataset.samples
+    release(*dataset.names.arrays().values())
     for name, told in facts["arrays"].items():
         if sha256_file(_file(folder, name)) != told["sha256"]:
             raise ValueError(f"{name} was altered")
@@ -208,6 +171,7 @@ def _verify(folder: Path, facts: dict[str, Any], samples: Samples) -> None:
         stop = min(start + _ROWS, len(samples))
         samples.features.rows(start, stop).check()
         samples.labels.rows(start, stop).check()
+        release(samples.features.indices, samples.features.values, samples.features.indptr, samples.labels.indices)
 
 
 def _check_ends(samples: Samples) -> None:
@@ -221,62 +185,3 @@ def _check_ends(samples: Samples) -> None:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
-
-
-def _mapped(path: Path, dtype: npt.DTypeLike) -> Array:
-    if not path.stat().st_size:
-        return np.empty(0, dtype)  # nothing to map
-    return np.memmap(path, dtype, mode="r")
-
-
-class _FileColumns:
-    """Columns as files of a folder, hashed as they are written, on the disk when finished."""
-
-    def __init__(self, folder: Path) -> None:
-        self.facts: dict[str, dict[str, Any]] = {}
-        self._folder = folder
-        self._open = contextlib.ExitStack()
-
-    def __enter__(self) -> _FileColumns:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
-
-    def new(self, name: str, dtype: npt.DTypeLike) -> _FileColumn:
-        """A new, empty column in the file ``name``.bin."""
-        path = _file(self._folder, name)
-        file = self._open.enter_context(open(path, "xb", buffering=0))  # noqa: SIM115 (closed by the stack)
-        return _FileColumn(path, file, np.dtype(_DTYPES.get(name, dtype)), self.facts.setdefault(name, {}))
-
-    def add(self, name: str, array: Array) -> None:
-        """A whole column."""
-        column = self.new(name, array.dtype)
-        column.append(array)
-        column.finish()
-
-    def drop(self, name: str) -> None:
-        """Remove a column's file."""
-        del self.facts[name]
-        _file(self._folder, name).unlink()
-
-
-class _FileColumn:
-    def __init__(self, path: Path, file: IO[bytes], dtype: np.dtype[Any], facts: dict[str, Any]) -> None:
-        self._path, self._file, self._dtype, self._facts = path, file, dtype, facts
-        self._digest, self._length = hashlib.sha256(), 0
-
-    def append(self, values: Array) -> None:
-        if not len(values):
-            return
-        view = np.ascontiguousarray(values, self._dtype).data.cast("B")
-        self._digest.update(view)
-        self._length += len(values)
-        while len(view):
-            view = view[self._file.write(view) :]
-
-    def finish(self) -> Array:
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._facts.update(dtype=self._dtype.str, length=self._length, sha256=self._digest.hexdigest())
-        return _mapped(self._path, self._dtype)

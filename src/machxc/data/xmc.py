@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from machxc.compiled import inline, kernel
 from machxc.data.options import ReadOptions
 from machxc.data.raw import RawBatch, RawLabels, tidy_features
-from machxc.data.source import Source, line_blocks
+from machxc.data.source import Mark, Source, line_blocks
 from machxc.errors import DataError
 from machxc.samples import MAX_LABELS, Array, Features, Int64
 
@@ -28,28 +29,26 @@ _OK, _BAD_LABEL, _LABEL_RANGE, _BAD_FEATURE, _FEATURE_RANGE, _BAD_VALUE, _TOO_MA
 _TEN = np.array([10.0**i for i in range(23)])  # exact
 
 
-def read_xmc(source: Source, options: ReadOptions) -> Iterator[RawBatch]:
+def read_xmc(source: Source, options: ReadOptions, mark: Mark | None = None) -> Iterator[RawBatch]:
     """The samples of an XMC-repository file."""
-    blocks = line_blocks(source)
-    line, block = next(blocks)
-    cut = block.find(b"\n") + 1 or len(block)
-    n_samples, n_features, n_labels = _header(source, block[:cut])
-    parser = _Parser(source, n_features=n_features, n_labels=n_labels, n_samples=n_samples)
-    yield from parser.batches(line + 1, block[cut:])
-    for line, block in blocks:
-        yield from parser.batches(line, block)
-    if parser.n_read < n_samples:
-        raise source.error(
-            f"the header says {n_samples} samples, the file has {parser.n_read}; it is cut off, or the header is wrong",
-            1,
-        )
+    parser: _Parser | None = None
+    if mark is not None:
+        parser = _Parser(source, *mark.state["header"], n_read=mark.state["read"])
+    for line, block, rest in line_blocks(source, mark):
+        cut = 0
+        if parser is None:
+            cut = block.find(b"\n") + 1 or len(block)
+            parser = _Parser(source, *_header(source, block[:cut]))
+        yield from parser.batches(line + (cut > 0), block[cut:], rest)
+    assert parser is not None
+    parser.check_end()
 
 
-def read_svmlight(source: Source, options: ReadOptions) -> Iterator[RawBatch]:
+def read_svmlight(source: Source, options: ReadOptions, mark: Mark | None = None) -> Iterator[RawBatch]:
     """The samples of an svmlight file; D is the largest feature id + 1."""
     parser = _Parser(source)
-    for line, block in line_blocks(source):
-        yield from parser.batches(line, block)
+    for line, block, rest in line_blocks(source, mark):
+        yield from parser.batches(line, block, rest)
 
 
 def _header(source: Source, line: bytes) -> tuple[int, int, int]:
@@ -74,16 +73,33 @@ class _Parser:
     """Blocks of lines to batches. Without a header: svmlight."""
 
     def __init__(
-        self, source: Source, *, n_features: int | None = None, n_labels: int | None = None, n_samples: int = -1
+        self,
+        source: Source,
+        n_samples: int = -1,
+        n_features: int | None = None,
+        n_labels: int | None = None,
+        *,
+        n_read: int = 0,
     ) -> None:
-        self.n_read = 0
-        self._source = source
+        self._source, self._n_read = source, n_read
         self._n_features, self._n_labels, self._n_samples = n_features, n_labels, n_samples
 
-    def batches(self, line: int, block: bytes) -> Iterator[RawBatch]:
-        """The samples of ``block``, which begins at ``line``: one batch, or none where there is no sample."""
+    def check_end(self) -> None:
+        """DataError when the header says that there is more."""
+        if self._n_read < self._n_samples:
+            raise self._source.error(
+                f"the header says {self._n_samples} samples, the file has {self._n_read}; "
+                "it is cut off, or the header is wrong",
+                1,
+            )
+
+    def batches(self, line: int, block: bytes, rest: int) -> Iterator[RawBatch]:
+        """The samples of ``block``, which begins at ``line``: one batch, or none where there is no sample.
+
+        ``rest``: how many bytes of the line that follows were read.
+        """
         data = np.frombuffer(block, np.uint8)
-        left = -1 if self._n_samples < 0 else self._n_samples - self.n_read
+        left = -1 if self._n_samples < 0 else self._n_samples - self._n_read
         n_features = _MAX_FEATURES if self._n_features is None else self._n_features
         arrays = _room(data)
         outcome = parse_rows(data, n_features, -1 if self._n_labels is None else self._n_labels, left, *arrays)
@@ -91,8 +107,10 @@ class _Parser:
         if code != _OK:
             raise self._error(code, line, block, at)
         if n_rows:
-            self.n_read += n_rows
-            yield self._batch(line, arrays, n_rows, n_labels, n_values)
+            self._n_read += n_rows
+            header = [self._n_samples, self._n_features, self._n_labels]
+            mark = self._source.mark(rest, line + block.count(b"\n"), header=header, read=self._n_read)
+            yield replace(self._batch(line, arrays, n_rows, n_labels, n_values), mark=mark)
 
     def _batch(self, line: int, arrays: tuple[Array, ...], n_rows: int, n_labels: int, n_values: int) -> RawBatch:
         lines, label_indptr, labels, indptr, ids, values = arrays

@@ -58,15 +58,15 @@ def _token(family: int, state: np.uint64) -> np.uint32:
 
 @kernel
 def count_tokens(
-    points: UInt32, classes: UInt8, ends: Int64, words: int, chars_min: int, chars_max: int
+    points: UInt32, classes: UInt8, ends: Int64, gap: int, words: int, chars_min: int, chars_max: int
 ) -> tuple[Int64, UInt32, Float32]:
     """Token hashes and their counts of every text of a batch.
 
-    ``points`` uint32 [P] and ``classes`` uint8 [P] are code points, text i ending before the boundary at ``ends[i]``
-    (int64 [N]). Returns CSR arrays: indptr int64 [N + 1], hashes uint32 [nnz] (strictly increasing in a row), counts
-    float32 [nnz].
+    ``points`` uint32 [P] and ``classes`` uint8 [P] are code points, text i ending before ``ends[i]`` (int64
+    [N]) and the next beginning ``gap`` after that. Returns CSR arrays: indptr int64 [N + 1], hashes uint32 [nnz]
+    (strictly increasing in a row), counts float32 [nnz].
     """
-    longest = _longest(ends)
+    longest = _longest(ends, gap)
     states = np.empty(longest, np.uint64)
     row = np.empty(_most_tokens(longest, words, chars_min, chars_max), np.uint32)
     spare = np.empty(len(row), np.uint32)
@@ -84,7 +84,7 @@ def count_tokens(
             n = _char_ngrams(points, classes, start, ends[i], chars_min, chars_max, row, n)
         _sort(row, n, spare)
         indptr[i + 1] = _collapse(row, n, hashes, counts, indptr[i])
-        start = ends[i] + 1
+        start = ends[i] + gap
     return indptr, hashes[: indptr[-1]].copy(), counts[: indptr[-1]].copy()
 
 
@@ -95,11 +95,11 @@ def _most_tokens(n_points: int, words: int, chars_min: int, chars_max: int) -> i
 
 
 @kernel
-def _longest(ends: Int64) -> int:
+def _longest(ends: Int64, gap: int) -> int:
     longest, start = 0, 0
     for end in ends:
         longest = max(longest, end - start)
-        start = end + 1
+        start = end + gap
     return longest
 
 

@@ -5,16 +5,19 @@ What a word is: features/unicode.py. The hash: features/kernels.py.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from machxc.compiled import kernel
 from machxc.config import TextConfig
 from machxc.errors import DataError
 from machxc.features.kernels import count_tokens
-from machxc.features.unicode import BOUNDARY, code_points
-from machxc.samples import Features, Float32, Int64, UInt32
+from machxc.features.unicode import BOUNDARY, classes_of, code_points
+from machxc.packed import Strings, take
+from machxc.samples import Array, Features, Float32, Int64, UInt32
 
 N_TOKENS = 2**32
 
@@ -24,6 +27,8 @@ _CHOOSE_FROM = 10_000
 _FEW_WORDS, _SEVERAL_WORDS = 3.0, 6.0
 
 MANY_TEXTS = 50_000  # from so many on word bigrams help; below, they repeat too seldom (docs/algorithm.md)
+
+_ASCII_POINTS = np.array([ord(chr(byte).lower()) for byte in range(0x80)], np.uint32)
 
 _Rows = tuple[Int64, UInt32, Float32]
 
@@ -38,6 +43,12 @@ def token_features(texts: Sequence[str], config: TextConfig) -> Features:
     blocks = [_block(block, config) for block in _blocks(texts)]
     if len(blocks) == 1:
         return Features(*blocks[0], N_TOKENS)
+    return Features(*_concatenated(blocks), N_TOKENS)
+
+
+def packed_features(texts: Strings, config: TextConfig) -> Features:
+    """`token_features` of packed strings: those in ASCII are read as they lie there."""
+    blocks = [_packed_block(texts.rows(start, stop), config) for start, stop in _bounds(np.diff(texts.offsets))]
     return Features(*_concatenated(blocks), N_TOKENS)
 
 
@@ -84,17 +95,73 @@ def _checked(texts: Sequence[str]) -> list[str]:
 
 def _blocks(texts: list[str]) -> Iterator[list[str]]:
     """The texts in blocks of about _BLOCK characters, at least one block and one text a block."""
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    block_of = (np.cumsum(lengths + 1) - lengths - 1) // _BLOCK
-    starts = [0, *(np.flatnonzero(np.diff(block_of)) + 1).tolist(), len(texts)]
-    for start, stop in itertools.pairwise(starts):
+    for start, stop in _bounds(np.fromiter(map(len, texts), np.int64, len(texts))):
         yield texts[start:stop]
+
+
+def _bounds(lengths: Int64) -> Iterator[tuple[int, int]]:
+    """Where the blocks of texts of these lengths begin and end."""
+    block_of = (np.cumsum(lengths + 1) - lengths - 1) // _BLOCK
+    return itertools.pairwise([0, *(np.flatnonzero(np.diff(block_of)) + 1).tolist(), len(lengths)])
 
 
 def _block(texts: list[str], config: TextConfig) -> _Rows:
     points, classes = code_points(texts, config.fold)
     ends = np.flatnonzero(points == ord(BOUNDARY))
-    return count_tokens(points, classes, ends, config.words, config.chars_min, config.chars_max)
+    return count_tokens(points, classes, ends, 1, config.words, config.chars_min, config.chars_max)
+
+
+def _packed_block(texts: Strings, config: TextConfig) -> _Rows:
+    ascii = _which_ascii(texts.bytes, texts.offsets)
+    if ascii.all():
+        return _ascii_block(texts, config)
+    if not ascii.any():
+        return _block(texts.tolist(), config)
+    places = [np.flatnonzero(ascii), np.flatnonzero(~ascii)]
+    parts = [_ascii_block(take(texts, places[0]), config), _block(take(texts, places[1]).tolist(), config)]
+    return _rows_in_order(*_concatenated(parts), np.argsort(np.concatenate(places)))
+
+
+def _ascii_block(texts: Strings, config: TextConfig) -> _Rows:
+    points, classes = np.empty(len(texts.bytes), np.uint32), np.empty(len(texts.bytes), np.uint8)
+    _look_up(texts.bytes, _ASCII_POINTS, _ascii_classes(), points, classes)
+    return count_tokens(points, classes, texts.offsets[1:], 0, config.words, config.chars_min, config.chars_max)
+
+
+@functools.cache
+def _ascii_classes() -> Array:
+    """The class of each ASCII byte."""
+    return classes_of(_ASCII_POINTS)
+
+
+@kernel
+def _which_ascii(data: Array, offsets: Int64) -> Array:
+    ascii = np.empty(len(offsets) - 1, np.bool_)
+    for i in range(len(ascii)):
+        all_bits = np.uint8(0)
+        for j in range(offsets[i], offsets[i + 1]):
+            all_bits |= data[j]
+        ascii[i] = all_bits < 0x80
+    return ascii
+
+
+@kernel
+def _look_up(data: Array, point_of: UInt32, class_of: Array, points: UInt32, classes: Array) -> None:
+    for i in range(len(data)):
+        points[i], classes[i] = point_of[data[i]], class_of[data[i]]
+
+
+@kernel
+def _rows_in_order(indptr: Int64, indices: UInt32, values: Float32, order: Int64) -> _Rows:
+    new_indptr = np.zeros(len(indptr), np.int64)
+    new_indices, new_values = np.empty_like(indices), np.empty_like(values)
+    at = 0
+    for n in range(len(order)):
+        for j in range(indptr[order[n]], indptr[order[n] + 1]):
+            new_indices[at], new_values[at] = indices[j], values[j]
+            at += 1
+        new_indptr[n + 1] = at
+    return new_indptr, new_indices, new_values
 
 
 def _concatenated(blocks: list[_Rows]) -> _Rows:

@@ -20,6 +20,7 @@ from machxc.repetition.encode import Encoder, fit_encoder
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.network import NetworkLearner
 from machxc.repetition.targets import Targets, bucket_counts, bucket_targets
+from machxc.repetition.windows import shuffled
 from machxc.samples import Array, Float32, Int64, Samples
 
 log = logging.getLogger("machxc.repetition")
@@ -80,21 +81,22 @@ def _epoch(
     on_samples: OnSamples | None,
 ) -> float:
     """One pass over the samples in an order of its own; returns the mean loss."""
-    order = order.copy()
-    random.shuffle(order, random.stream(config.seed, random.SHUFFLE, r, epoch))
-    dropout = random.stream(config.seed, random.DROPOUT, r, epoch)
-    total, step = 0.0, chunk_size(samples.features)
-    for start in range(0, len(order), step):
-        chunk = order[start : start + step]
-        first_rate, last_rate = (rate_at(config, epoch + at / len(order)) for at in (start, start + len(chunk)))
-        total += learner.train(
-            encoder(samples.features, chunk, config.dropout, dropout),
-            bucket_targets(samples, chunk, partition, r),
-            (first_rate, last_rate),
-            epoch * len(order) + start,
-        )
-        if on_samples is not None:
-            on_samples(len(chunk))
+    total, done, step = 0.0, 0, chunk_size(samples.features)
+    for number, window in enumerate(shuffled(samples, order, config.seed, r, epoch)):
+        path = (number,) if number else ()
+        dropout = random.stream(config.seed, random.DROPOUT, r, epoch, *path)
+        for start in range(0, len(window.order), step):
+            chunk = window.order[start : start + step]
+            first_rate, last_rate = (rate_at(config, epoch + at / len(order)) for at in (done, done + len(chunk)))
+            total += learner.train(
+                encoder(window.samples.features, chunk, config.dropout, dropout),
+                bucket_targets(window.samples, chunk, partition, r),
+                (first_rate, last_rate),
+                epoch * len(order) + done,
+            )
+            done += len(chunk)
+            if on_samples is not None:
+                on_samples(len(chunk))
     return total / max(1, len(order))
 
 
