@@ -30,11 +30,11 @@ def scan(
     NO_LABEL, receive the best, first the best; they may hold labels already, with their scores, the worst first. One
     query's labels are given up as soon as they cannot be among its best any more.
     """
-    n_repetitions, _, n_queries = values.shape
+    n_repetitions, n_buckets, n_queries = values.shape
     one = n_queries == 1 and merge != MEDIAN
     rest = np.zeros(n_repetitions, np.float32)
     if one:
-        rest_of(values[:, :, 0], merge, rest)
+        rest_of(values.reshape((n_repetitions, n_buckets)), merge, rest)
     total = len(candidates) if len(candidates) else lookup.n_labels
     labels = np.empty(_BLOCK, np.uint32)
     buckets = np.empty((n_repetitions, _BLOCK), np.uint32)
@@ -46,7 +46,8 @@ def scan(
             labels[j] = candidates[start + j] if len(candidates) else start + j
         if one:
             floor = best_scores[0, 0]
-            n = score_those(values[:, :, 0], lookup, labels, n, merge, rest, floor, buckets[0], scores[:, 0])
+            alone, column = values.reshape((n_repetitions, n_buckets)), scores.reshape(_BLOCK)
+            n = score_those(alone, lookup, labels, n, merge, rest, floor, buckets[0], column)
         else:
             find_buckets(lookup, labels, n, buckets)
             score_block(values, buckets, n, merge, scratch, scores)

@@ -165,11 +165,14 @@ def rounding(size: float, n_repetitions: int) -> float:
 
 @part
 def _keep(labels: UInt32, n: Integer, scores: Float32, least: np.float32) -> Integer:
-    """Move labels with a score of at least ``least`` to the front, unless most have; how many labels are left."""
+    """Move labels with a score of at least ``least`` to the front, if a third has less; how many labels are left.
+
+    For fewer it would take longer than it saves.
+    """
     count = 0
     for j in range(n):
         count += scores[j] >= least
-    if 8 * count > 7 * n:
+    if 3 * count > 2 * n:
         return n
     kept: Integer = np.int64(0)
     for j in range(n):

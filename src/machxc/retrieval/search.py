@@ -85,7 +85,7 @@ def search(
     heap_buckets = np.empty(n_repetitions * n_buckets, np.int64)
     rest_sums = np.empty(n_repetitions, np.float32)
     for i in range(n):
-        rest_of(values[i, :, :, 0], merge, rest_sums)
+        rest_of(values[i].reshape((n_repetitions, n_buckets)), merge, rest_sums)
         query = _Query(values[i], best_scores[i], best_labels[i], rest_sums, labels, buckets, scores, scratch)
         left, ceiling = np.zeros(n_repetitions, np.int64), np.empty(n_repetitions, np.float32)
         others = _Rest(heap_values, heap_buckets, left, ceiling)
@@ -177,7 +177,8 @@ def _rescore(query: _Query, lookup: Lookup, merge: int, n: Integer) -> None:
         find_buckets(lookup, query.labels, n, query.buckets)
         score_block(query.values, query.buckets, n, merge, query.scratch, query.scores)
     else:
-        values, scores, floor = query.values[:, :, 0], query.scores[:, 0], query.best_scores[0]
+        values, scores = query.values.reshape(query.values.shape[:2]), query.scores.reshape(2 * _CHUNK)
+        floor = query.best_scores[0]
         n = score_those(values, lookup, query.labels, n, merge, query.rest, floor, query.buckets[0], scores)
     for j in range(n):
         offer_once(query.best_scores, query.best_labels, query.scores[j, 0], np.int64(query.labels[j]))
