@@ -339,6 +339,6 @@ def test_the_search_proves_what_stands_out_and_gives_up_on_what_does_not(estimat
     scores, labels = np.full((2, k), -np.inf, np.float32), np.full((2, k), NO_LABEL)
     proven = np.zeros(2, np.bool_)
     lookup = lookup_of(partition, inverted=True)
-    search(values, lookup, np.empty(0, np.uint8), merge_of(estimator), n_labels // 8, scores, labels, proven)
+    search(values, lookup, np.empty(0, np.uint8), merge_of(estimator), n_labels // 8, False, scores, labels, proven)
     assert proven.tolist() == [True, False]
     assert labels[0].tolist() == [7, 70, 700, 7000, 49_999]

@@ -42,6 +42,17 @@ def offer(scores: Float32, labels: Int64, score: float, label: Integer) -> None:
 
 
 @part
+def offer_once(scores: Float32, labels: Int64, score: float, label: Integer) -> None:
+    """`offer` a label that the heap may have; one that better ones have displaced is not good enough to come back."""
+    if score >= scores[0]:
+        found = 0
+        for i in range(len(labels)):
+            found += labels[i] == label
+        if found == 0:
+            offer(scores, labels, score, label)
+
+
+@part
 def best_first(scores: Float32, labels: Int64) -> None:
     """Heapsort: from a heap to decreasing scores, equal ones by increasing label."""
     for last in range(len(scores) - 1, 0, -1):

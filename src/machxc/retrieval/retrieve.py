@@ -1,12 +1,14 @@
 """top_k: checks what it is given, and shares the queries out to the kernels.
 
-Two ways give the same bytes: the scan scores all K labels, the search only members of the best buckets. Which is
-faster depends on the sketch: the search opens few buckets when some of them stand out, and all of them when none does.
-So it is given a limit, after which the scan takes over.
+Three ways give the same bytes: the scan goes through all K labels, the search scores members of the best buckets only,
+and the sieve, where scores are sums and labels very many, scores few of those. Which is faster depends on the sketch:
+search and sieve open few buckets when some of them stand out, and all of them when none does. So they are given a
+limit, after which the scan takes over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -14,14 +16,14 @@ import numpy as np
 
 from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition
-from machxc.retrieval.estimators import MEDIAN, check_names, contributions, finish, merge_of
+from machxc.retrieval.estimators import MEDIAN, SUM, check_names, contributions, finish, merge_of
 from machxc.retrieval.single import is_single, probabilities, rank
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 if TYPE_CHECKING:
     from machxc.retrieval.scoring import Lookup
 
-METHODS = ("auto", "scan", "search")
+METHODS = ("auto", "scan", "search", "sieve")
 
 _LARGEST_LOGIT = 1e30  # R <= 4096 of them add up without overflow
 _BLOCK_FLOATS = 1 << 24  # bucket values prepared at a time: 64 MB, and once more for the scan
@@ -30,6 +32,10 @@ _MOST_LANES = 32  # queries that the scan scores side by side
 _LANES = 8  # at a time: whole vectors; three queries take longer one by one
 _CACHE_FLOATS = 1 << 21  # beyond so many bucket values, side by side they would be fetched from memory again and again
 _FEWEST_TO_SEARCH = 20_000  # labels
+_FEWEST_TO_SIEVE = 500_000
+_FEWEST_A_BUCKET = 100  # to sieve: fewer, and what is done for each bucket takes longer than its members
+_SCAN_MEMBERS = 1 / 4  # members of buckets that are sieved while a label of one query is scanned, for each repetition
+_PROBES = 1 / 16  # of the time of a scan, for the sieve to find out how long the proof takes
 
 
 def top_k(
@@ -49,8 +55,8 @@ def top_k(
     ``logits`` float32 [n, R, B]: the sketches, as repetitions of this ``loss`` ("softmax" or "bce") give them;
     ``estimator``: see `machxc.retrieval.estimators`. Of equal scores the smaller id comes first; where there are fewer
     than k labels to return, id -1 and score -inf. The result is exact, and the same to the last bit for every
-    ``method`` ("scan", "search", or "auto", the one that looks faster), every number of ``jobs`` (threads), and however
-    queries are batched.
+    ``method`` ("scan", "search", "sieve", or "auto", the one that looks faster), every number of ``jobs`` (threads),
+    and however queries are batched.
 
     ``seen``: labels that may be returned (those that training saw): bool [K], or packed into uint8 [ceil(K / 8)], the
     least significant bit first. ``candidates``: the only ids to return, in any order; they are scanned.
@@ -67,22 +73,54 @@ def top_k(
     ids, scores = np.full((len(logits), k), -1, np.int64), np.full((len(logits), k), -np.inf, np.float32)
     if available:
         task = _Task(partition, min(k, available), loss, estimator, bitmap, chosen, method, len(logits))
-        blocks = _blocks(len(logits), partition, jobs)
-
-        def fill(rows: slice) -> None:
-            task.fill(logits[rows], ids[rows], scores[rows])
-
-        if jobs == 1 or len(blocks) == 1:
-            for rows in blocks:
-                fill(rows)
-        else:
-            with ThreadPoolExecutor(jobs) as threads:
-                list(threads.map(fill, blocks))
+        _in_blocks(lambda rows: task.fill(logits[rows], ids[rows], scores[rows]), len(logits), partition, jobs)
     return ids, scores
 
 
+def top_k_within(
+    logits: Float32,
+    partition: Partition,
+    k: int,
+    budget: int,
+    *,
+    loss: str,
+    estimator: str,
+    seen: Array | None = None,
+    jobs: int = 1,
+) -> tuple[Int64, Float32, Array]:
+    """`top_k` in bounded time: the best labels found, their scores, and whether they are known to be the best (bool
+    [n]; where True, they are what `top_k` returns).
+
+    ``budget``: how many members of buckets may be looked at for a query, a label that is scored counting as 16: with
+    sums about a millisecond a million. At least the best bucket of each repetition is looked at, and at most that much
+    more than the budget. Other parameters, results and errors are those of `top_k`; SettingError for a budget below 1.
+    """
+    check_names(loss, estimator)
+    check_settings(k, "auto", jobs, budget)
+    _check_logits(logits, partition)
+    n, n_labels = len(logits), partition.n_labels
+    ids, scores = np.full((n, k), -1, np.int64), np.full((n, k), -np.inf, np.float32)
+    proven = np.ones(n, np.bool_)
+    task = _Task(partition, min(k, n_labels), loss, estimator, _bitmap(seen, n_labels), None, "auto", n, budget)
+    _in_blocks(lambda rows: task.fill(logits[rows], ids[rows], scores[rows], proven[rows]), n, partition, jobs)
+    return ids, scores, proven
+
+
+def _in_blocks(fill: Callable[[slice], None], n: int, partition: Partition, jobs: int) -> None:
+    blocks = _blocks(n, partition, jobs)
+    if jobs == 1 or len(blocks) == 1:
+        for rows in blocks:
+            fill(rows)
+    else:
+        with ThreadPoolExecutor(jobs) as threads:
+            list(threads.map(fill, blocks))
+
+
 class _Task:
-    """What is the same for all queries of a call; `fill` answers a block of them, on any thread."""
+    """What is the same for all queries of a call; `fill` answers a block of them, on any thread.
+
+    ``budget``: what a query may cost if it need not be proven; `_sieve_limit` has the unit.
+    """
 
     def __init__(
         self,
@@ -94,39 +132,50 @@ class _Task:
         candidates: UInt32 | None,
         method: str,
         n_queries: int,
+        budget: int | None = None,
     ) -> None:
         self.k = k
         self.loss, self.estimator, self.merge = loss, estimator, merge_of(estimator)
         self.candidates = frozen(np.empty(0, np.uint32) if candidates is None else candidates)
         self.seen = frozen(seen)
         self.lanes = _lanes(partition, self.merge, n_queries)
-        self.limit = 0 if candidates is not None else _search_limit(partition, k, method, self.lanes)
-        self.patient = method == "search"
+        self.limit = self.sieve_limit = 0
+        self.bounded = budget is not None
+        self.patient = method in ("search", "sieve") or self.bounded
         self.ranks = candidates is None and method != "scan" and is_single(partition)
-        self.lookup = lookup_of(partition, inverted=self.limit > 0)
+        if candidates is None and not self.ranks:
+            self.sieve_limit = _sieve_limit(partition, self.merge, method, self.lanes, budget)
+            if not self.sieve_limit:
+                self.limit = budget or _search_limit(partition, k, method, self.lanes)
+        self.lookup = lookup_of(partition, inverted=self.limit + self.sieve_limit > 0)
 
-    def fill(self, logits: Float32, ids: Int64, scores: Float32) -> None:
-        """Write the answers of a block of queries into ids and scores [n, >= k]."""
+    def fill(self, logits: Float32, ids: Int64, scores: Float32, proven: Array | None = None) -> None:
+        """Write the answers of a block of queries into ids and scores [n, >= k]; ``proven``: with a budget, [n]."""
         n, n_repetitions, n_buckets = logits.shape
         logits = _finite(np.ascontiguousarray(logits))
         values = logits if n_repetitions == 1 else contributions(logits, self.loss, self.estimator)
         best_scores, best_labels = self._empty(n)
-        if self.ranks:
-            rank(logits[:, 0], self.lookup, self.seen, best_scores, best_labels)
-            open_rows = np.empty(0, np.int64)
-        else:
-            open_rows = self._search(values, best_scores, best_labels) if self.limit else np.arange(n)
-        if len(open_rows) == n:
-            self._scan(values, best_scores, best_labels)
+        open_rows = self._find(logits, values, best_scores, best_labels)
+        if proven is not None:
+            proven[open_rows] = False
         elif len(open_rows):
-            found = self._empty(len(open_rows))
-            self._scan(values[open_rows], *found)
+            found = best_scores[open_rows], best_labels[open_rows]
+            self._scan(values if len(open_rows) == n else values[open_rows], *found)
             best_scores[open_rows], best_labels[open_rows] = found
         if n_repetitions == 1:
             scores[:, : self.k] = probabilities(logits, best_scores, self.loss, self.estimator)
         else:
             scores[:, : self.k] = finish(best_scores, self.estimator, n_repetitions, n_buckets)
         ids[:, : self.k] = np.where(best_scores == -np.inf, -1, best_labels)
+
+    def _find(self, logits: Float32, values: Float32, best_scores: Float32, best_labels: Int64) -> Int64:
+        """The rows that are not proven, having found what there is to find without a scan."""
+        if self.ranks:
+            rank(logits[:, 0], self.lookup, self.seen, best_scores, best_labels)
+            return np.empty(0, np.int64)
+        if self.limit or self.sieve_limit:
+            return self._search(values, best_scores, best_labels)
+        return np.arange(len(values))
 
     def _empty(self, n: int) -> tuple[Float32, Int64]:
         from machxc.retrieval.heap import NO_LABEL
@@ -135,15 +184,24 @@ class _Task:
 
     def _search(self, values: Float32, best_scores: Float32, best_labels: Int64) -> Int64:
         """The rows that the search did not prove. When most are like that, the blocks to come are not searched."""
+        proven = np.zeros(len(values), np.bool_)
+        if self.sieve_limit:
+            from machxc.retrieval.sieve import sieve
+
+            limit = float(self.sieve_limit)
+            probes = limit if self.bounded else limit * _PROBES
+            sieve(values, self.lookup, self.seen, probes, limit, best_scores, best_labels, proven)
+            return np.flatnonzero(~proven)
         from machxc.retrieval.search import search
 
-        proven = np.zeros(len(values), np.bool_)
-        search(values[..., None], self.lookup, self.seen, self.merge, self.limit, best_scores, best_labels, proven)
+        aside, limit, patient = values[..., None], self.limit, self.bounded
+        search(aside, self.lookup, self.seen, self.merge, limit, patient, best_scores, best_labels, proven)
         if not self.patient and 2 * proven.sum() < len(proven):
             self.limit = 0
         return np.flatnonzero(~proven)
 
     def _scan(self, values: Float32, best_scores: Float32, best_labels: Int64) -> None:
+        """Scan for each query; alone, one starts from the labels that were found already."""
         from machxc.retrieval.scan import scan
 
         lanes = self.lanes if len(values) > 2 else 1
@@ -151,6 +209,8 @@ class _Task:
             rows = slice(start, start + lanes)
             aside = _side_by_side(values[rows])
             scores, labels = self._empty(aside.shape[-1])
+            if lanes == 1:
+                scores[:], labels[:] = best_scores[rows, ::-1], best_labels[rows, ::-1]  # the worst first: a heap
             scan(aside, self.lookup, self.candidates, self.seen, self.merge, scores, labels)
             n = len(values[rows])
             best_scores[rows], best_labels[rows] = scores[:n], labels[:n]
@@ -212,7 +272,7 @@ def _search_limit(partition: Partition, k: int, method: str, lanes: int) -> int:
     Few labels are scanned in a fraction of a millisecond: not worth the seconds that the search's kernels compile.
     """
     n_labels, n_repetitions, n_buckets = partition.n_labels, partition.n_repetitions, partition.n_buckets
-    if method == "search":
+    if method in ("search", "sieve"):
         return n_labels * n_repetitions
     limit = int(n_labels * min(3 / 4, 4 / lanes))
     first = n_repetitions * n_labels // n_buckets  # members of the best bucket of each repetition
@@ -221,9 +281,24 @@ def _search_limit(partition: Partition, k: int, method: str, lanes: int) -> int:
     return limit if worth else 0
 
 
-def check_settings(k: int, method: str, jobs: int) -> None:
+def _sieve_limit(partition: Partition, merge: int, method: str, lanes: int, budget: int | None) -> int:
+    """How many members of buckets the sieve may look at for a query; 0: do not sieve. A scan takes as long as that.
+
+    Side by side, a scan takes an eighth for each of 32 queries, as `_search_limit` has it.
+    """
+    n_labels, n_repetitions = partition.n_labels, partition.n_repetitions
+    able = merge == SUM and n_repetitions > 1 and method in ("auto", "sieve")
+    large = n_labels >= max(_FEWEST_TO_SIEVE, _FEWEST_A_BUCKET * partition.n_buckets)
+    if not able or not (large or method == "sieve"):
+        return 0
+    if method == "sieve":
+        return 8 * n_labels * n_repetitions
+    return budget or max(1, int(n_labels * n_repetitions * _SCAN_MEMBERS * min(1, 4 / lanes)))
+
+
+def check_settings(k: int, method: str, jobs: int, budget: int = 1) -> None:
     """SettingError when one of these parameters of `top_k` is out of its bounds."""
-    for name, value in (("k", k), ("jobs", jobs)):
+    for name, value in (("k", k), ("jobs", jobs), ("budget", budget)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise SettingError(f"The '{name}' parameter of top_k must be an int in [1, inf). Got {value!r} instead.")
     if method not in METHODS:

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from machxc import partition
-from machxc.compiled import inline, part
+from machxc.compiled import fast_kernel, inline, part
 from machxc.partition import UInt64
 from machxc.retrieval.estimators import MEDIAN, SUM
+from machxc.retrieval.permutation import permute32
 from machxc.samples import Array, Float32, Int64, UInt32
 
 Integer = int | np.integer[Any]  # in compiled code both are int64
 
-_permute: Any = inline(partition.permute)
+_LOOKS = 4  # repetitions between two looks at whether a label can still be among the best
 
 
 class Lookup(NamedTuple):
@@ -41,16 +41,23 @@ class Lookup(NamedTuple):
 @part
 def find_buckets(lookup: Lookup, labels: UInt32, n: Integer, buckets: UInt32) -> None:
     """buckets[r, j] = the bucket of labels[j] in repetition r, for the first n labels."""
-    if lookup.table.size:
-        for r in range(buckets.shape[0]):
-            for j in range(n):
-                buckets[r, j] = lookup.table[r, labels[j]]
-        return
-    bits, n_buckets = np.uint64(lookup.bits), np.uint64(lookup.n_buckets)
     for r in range(buckets.shape[0]):
-        _permute_all(lookup.forward[r], lookup.bits, labels, n, buckets[r])
+        find_buckets_of(lookup, r, labels, n, buckets[r])
+
+
+@part
+def find_buckets_of(lookup: Lookup, r: Integer, labels: UInt32, n: Integer, buckets: UInt32) -> None:
+    """buckets[j] = the bucket of labels[j] in repetition r, for the first n labels."""
+    if lookup.table.size:
         for j in range(n):
-            buckets[r, j] = (np.uint64(buckets[r, j]) * n_buckets) >> bits
+            buckets[j] = lookup.table[r, labels[j]]
+        return
+    bits, n_buckets = np.uint64(lookup.bits), np.uint32(lookup.n_buckets)
+    p0, p1, p2, p3, p4, p5 = _six(lookup.forward[r])
+    shift, mask = np.uint32((lookup.bits + 1) // 2), np.uint32((1 << lookup.bits) - 1)
+    for j in range(n):
+        y = permute32(labels[j], p0, p1, p2, p3, p4, p5, shift, mask)
+        buckets[j] = (np.uint64(y) * np.uint64(n_buckets)) >> bits  # 32 bits by 32: one instruction
 
 
 @part
@@ -63,9 +70,10 @@ def find_members(lookup: Lookup, r: Integer, start: Integer, n: Integer, labels:
         for j in range(n):
             labels[j] = lookup.members[r, start + j]
         return
+    p0, p1, p2, p3, p4, p5 = _six(lookup.inverse[r])
+    shift, mask = np.uint32((lookup.bits + 1) // 2), np.uint32((1 << lookup.bits) - 1)
     for j in range(n):
-        labels[j] = start + j
-    _permute_all(lookup.inverse[r], lookup.bits, labels, n, labels)
+        labels[j] = permute32(np.uint32(start + j), p0, p1, p2, p3, p4, p5, shift, mask)
 
 
 @part
@@ -83,12 +91,94 @@ def _first_place(lookup: Lookup, bucket: Integer) -> Integer:
     return np.int64(top // n_buckets) + np.int64(top % n_buckets != 0)
 
 
+@inline
+def _six(p: UInt64) -> tuple[Any, ...]:
+    return (np.uint32(p[0]), np.uint32(p[1]), np.uint32(p[2]), np.uint32(p[3]), np.uint32(p[4]), np.uint32(p[5]))
+
+
 @part
-def _permute_all(p: UInt64, bits: int, x: UInt32, n: Integer, out: UInt32) -> None:
-    p0, p1, p2, p3, p4, p5 = p[0], p[1], p[2], p[3], p[4], p[5]
-    shift, mask = np.uint64((bits + 1) // 2), np.uint64((1 << bits) - 1)
+def score_those(
+    values: Float32,
+    lookup: Lookup,
+    labels: UInt32,
+    n: Integer,
+    merge: int,
+    rest: Float32,
+    floor: float,
+    buckets: UInt32,
+    scores: Float32,
+) -> Integer:
+    """Score the first n labels for one query, but give up those that cannot reach ``floor``; how many are left.
+
+    They are moved to the front of ``labels``, with their ``scores`` [>= n]: the same as `score_block`'s. ``values``
+    [R, B]; ``rest`` [R]: see `rest_of`; ``buckets`` [>= n]: scratch. Sums and minima only.
+    """
+    for r in range(values.shape[0]):
+        row = values[r]
+        find_buckets_of(lookup, r, labels, n, buckets)
+        if r == 0:
+            for j in range(n):
+                scores[j] = row[buckets[j]]
+        elif merge == SUM:
+            for j in range(n):
+                scores[j] += row[buckets[j]]
+        else:
+            for j in range(n):
+                scores[j] = min(scores[j], row[buckets[j]])
+        if (merge != SUM or r % _LOOKS == _LOOKS - 1) and n:
+            n = _keep(labels, n, scores, np.float32(floor - rest[r]))
+    return n
+
+
+@part
+def rest_of(values: Float32, merge: int, rest: Float32) -> None:
+    """rest[r] = the most that repetitions after r can add to a sum of values [R, B], rounding included; minima: 0."""
+    total, size = 0.0, 0.0
+    for r in range(len(values) - 1, -1, -1):
+        rest[r] = total
+        if merge == SUM:
+            high, low = _extremes(values[r])
+            total += high
+            size += max(high, -low)
+    for r in range(len(values)):
+        rest[r] += rounding(size, len(values)) if merge == SUM else 0.0
+
+
+@fast_kernel
+def _extremes(values: Float32) -> tuple[float, float]:
+    """The largest and the smallest value; where order may change, vector by vector."""
+    high, low = values[0], values[0]
+    for b in range(len(values)):
+        high = values[b] if values[b] > high else high
+        low = values[b] if values[b] < low else low
+    return float(high), float(low)
+
+
+@inline
+def rounding(size: float, n_repetitions: int) -> float:
+    """How far two float32 sums of n values may be apart by their order, ``size`` the sum of their largest magnitudes.
+
+    Twice (n - 1) 2**-24 size (Higham 2002, section 4.2), and as much again for what is computed beside them.
+    """
+    return size * n_repetitions * 2.4e-7
+
+
+@part
+def _keep(labels: UInt32, n: Integer, scores: Float32, least: np.float32) -> Integer:
+    """Move labels with a score of at least ``least`` to the front, if a third has less; how many labels are left.
+
+    For fewer it would take longer than it saves.
+    """
+    count = 0
     for j in range(n):
-        out[j] = _permute(np.uint64(x[j]), p0, p1, p2, p3, p4, p5, shift, mask)
+        count += scores[j] >= least
+    if 3 * count > 2 * n:
+        return n
+    kept: Integer = np.int64(0)
+    for j in range(n):
+        labels[kept], scores[kept] = labels[j], scores[j]
+        kept += scores[j] >= least
+    return kept
 
 
 @part
@@ -96,29 +186,12 @@ def score_block(values: Float32, buckets: UInt32, n: Integer, merge: int, scratc
     """scores[j, q] = the R values of label j for query q, merged.
 
     ``values`` [R, B, Q], ``buckets`` [R, >= n], ``scores`` [>= n, Q], ``scratch`` [R, >= n]. One row of values is in
-    use at a time. With several queries the inner loop runs over them, vector by vector; with one, over the labels.
+    use at a time, and the inner loop runs over the queries, vector by vector. One query: see `score_those`.
     """
     if merge == MEDIAN:
         _score_medians(values, buckets, n, scratch, scores)
-    elif values.shape[2] == 1:
-        _score_one_query(values[:, :, 0], buckets, n, merge, scores[:, 0])
     else:
         _score_queries(values, buckets, n, merge, scores)
-
-
-@part
-def _score_one_query(values: Float32, buckets: UInt32, n: Integer, merge: int, scores: Float32) -> None:
-    for r in range(values.shape[0]):
-        row, bucket = values[r], buckets[r]
-        if r == 0:
-            for j in range(n):
-                scores[j] = row[bucket[j]]
-        elif merge == SUM:
-            for j in range(n):
-                scores[j] += row[bucket[j]]
-        else:
-            for j in range(n):
-                scores[j] = min(scores[j], row[bucket[j]])
 
 
 @part

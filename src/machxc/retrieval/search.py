@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from machxc.compiled import kernel, part
-from machxc.retrieval.estimators import MIN, SUM
-from machxc.retrieval.heap import ROOT, best_first, offer, sift_down
+from machxc.retrieval.estimators import MEDIAN, MIN, SUM
+from machxc.retrieval.heap import ROOT, best_first, offer_once, sift_down
 from machxc.retrieval.scoring import (
     Integer,
     Lookup,
@@ -23,7 +23,9 @@ from machxc.retrieval.scoring import (
     is_seen,
     merged,
     places,
+    rest_of,
     score_block,
+    score_those,
 )
 from machxc.samples import Array, Float32, Int64, UInt32
 
@@ -36,6 +38,7 @@ class _Query(NamedTuple):
     values: Float32
     best_scores: Float32
     best_labels: Int64
+    rest: Float32
     labels: UInt32
     buckets: UInt32
     scores: Float32
@@ -62,14 +65,16 @@ def search(
     seen: Array,
     merge: int,
     limit: int,
+    patient: bool,
     best_scores: Float32,
     best_labels: Int64,
     proven: Array,
 ) -> None:
     """The k best labels of n queries; ``proven[i]`` tells whether ``limit`` members of buckets were enough for it.
 
-    If they were not, or look as if they would not be, the results of that query mean nothing. ``values`` float32
-    [n, R, B, 1]; ``best_scores`` and ``best_labels`` [n, k] as in `machxc.retrieval.scan.scan`; ``proven`` bool [n].
+    If they were not, or (not ``patient``) look as if they would not be, those are good labels with their scores, but
+    better ones may be missing. ``values`` float32 [n, R, B, 1]; ``best_scores`` and ``best_labels`` [n, k] as in
+    `machxc.retrieval.scan.scan`; ``proven`` bool [n].
     """
     n, n_repetitions, n_buckets, _ = values.shape
     labels = np.empty(2 * _CHUNK, np.uint32)
@@ -78,22 +83,25 @@ def search(
     scratch = np.empty((n_repetitions, 2 * _CHUNK), np.float32)
     heap_values = np.empty(n_repetitions * n_buckets, np.float32)
     heap_buckets = np.empty(n_repetitions * n_buckets, np.int64)
+    rest_sums = np.empty(n_repetitions, np.float32)
     for i in range(n):
-        query = _Query(values[i], best_scores[i], best_labels[i], labels, buckets, scores, scratch)
+        rest_of(values[i].reshape((n_repetitions, n_buckets)), merge, rest_sums)
+        query = _Query(values[i], best_scores[i], best_labels[i], rest_sums, labels, buckets, scores, scratch)
         left, ceiling = np.zeros(n_repetitions, np.int64), np.empty(n_repetitions, np.float32)
-        proven[i] = _search_one(query, _Rest(heap_values, heap_buckets, left, ceiling), lookup, seen, merge, limit)
+        others = _Rest(heap_values, heap_buckets, left, ceiling)
+        proven[i] = _search_one(query, others, lookup, seen, merge, limit, patient)
         best_first(best_scores[i], best_labels[i])
 
 
 @part
-def _search_one(query: _Query, rest: _Rest, lookup: Lookup, seen: Array, merge: int, limit: int) -> bool:
+def _search_one(query: _Query, rest: _Rest, lookup: Lookup, seen: Array, merge: int, limit: int, patient: bool) -> bool:
     first = _open_first(query, rest, lookup, seen, merge)  # gives a first k-th best score
     level, chosen = _level_to_open(query, rest, merge)
     size = _fill_heap(query, rest, first, level, chosen)
     n_repetitions, n_buckets, _ = query.values.shape
     bound = np.empty(n_repetitions, np.float32)
     opened: Integer = 0
-    promising = False
+    promising = patient
     while True:
         for r in range(n_repetitions):
             bound[r] = -rest.heap_values[0] if rest.left[r] else rest.ceiling[r]
@@ -164,22 +172,16 @@ def _open(
 
 @part
 def _rescore(query: _Query, lookup: Lookup, merge: int, n: Integer) -> None:
-    """Score the first n waiting labels over all repetitions, and keep the best; one found before is not taken twice."""
-    find_buckets(lookup, query.labels, n, query.buckets)
-    score_block(query.values, query.buckets, n, merge, query.scratch, query.scores)
+    """Score the first n waiting labels over all repetitions, and keep the best."""
+    if merge == MEDIAN:
+        find_buckets(lookup, query.labels, n, query.buckets)
+        score_block(query.values, query.buckets, n, merge, query.scratch, query.scores)
+    else:
+        values, scores = query.values.reshape(query.values.shape[:2]), query.scores.reshape(2 * _CHUNK)
+        floor = query.best_scores[0]
+        n = score_those(values, lookup, query.labels, n, merge, query.rest, floor, query.buckets[0], scores)
     for j in range(n):
-        score, label = query.scores[j, 0], np.int64(query.labels[j])
-        if score >= query.best_scores[0] and not _contains(query.best_labels, label):
-            offer(query.best_scores, query.best_labels, score, label)
-
-
-@part
-def _contains(labels: Int64, label: Integer) -> bool:
-    """Whether a label is among the best now; one that better ones have displaced is not good enough to come back."""
-    found = 0
-    for i in range(len(labels)):
-        found += labels[i] == label
-    return found > 0
+        offer_once(query.best_scores, query.best_labels, query.scores[j, 0], np.int64(query.labels[j]))
 
 
 @part
