@@ -174,6 +174,7 @@ class _Run:
         folder = open_folder(self.name)
         if self._is_there(folder):
             return self._finished()
+        self._check_cluster()
         check_destination(self.output, overwrite=self.replaces)
         with _alone(folder, resume=self.resume):
             check_destination(self.output, overwrite=self.replaces)  # another process may have finished just now
@@ -186,6 +187,7 @@ class _Run:
     def shard(self) -> Model | None:
         """Train the repetitions of a shard; the model when it is complete."""
         folder = open_folder(self.name)
+        self._check_cluster()
         with _shared(folder) as lock:
             with _turn(folder):
                 if self._is_there(folder):
@@ -198,6 +200,13 @@ class _Run:
                 if complete and lock is not None and is_last(lock):
                     _drop(folder)
         return Model.load(self.output, verify=False) if complete else None
+
+    def _check_cluster(self) -> None:
+        """What the cluster cannot give is said before hours of reading."""
+        if self.execution.executor == "ray":
+            from machxc.executors.ray import check_cluster
+
+            check_cluster(self.execution.address or "auto", self.execution.gpus)
 
     def _is_there(self, folder: RunFolder) -> bool:
         """Whether the model is complete, and that is all that is wanted."""

@@ -195,6 +195,12 @@ def check_room(ray: Any, gpus: float) -> None:
     )
 
 
+def check_cluster(address: str, gpus: float) -> None:
+    """Raise ClusterError, within seconds, when there is no cluster, or it has not what a repetition asks for."""
+    with connected(address) as ray:
+        check_room(ray, gpus)
+
+
 def _fits(node: dict[str, Any], gpus: float) -> bool:
     return bool(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 and node["Resources"].get("GPU", 0) >= gpus)
 

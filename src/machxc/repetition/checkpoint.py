@@ -66,6 +66,7 @@ class Checkpoints:
     ) -> None:
         self._load, self._save, self._interval = load, save, interval
         self._next = time.monotonic() + interval
+        self.found = False  # whether training went on from one
 
     def load(self, config: Config, r: int, n_samples: int) -> State | None:
         """The state kept last of repetition r, None when there is none that fits."""
@@ -73,10 +74,12 @@ class Checkpoints:
         if tensors is None:
             return None
         try:
-            return _unpacked(tensors, config, r, n_samples)
+            state = _unpacked(tensors, config, r, n_samples)
         except (KeyError, ValueError) as error:
             log.warning("repetition %d begins anew: its checkpoint cannot be used (%s)", r, error)
             return None
+        self.found = True
+        return state
 
     def offer(self, state: State, config: Config, r: int, n_samples: int) -> None:
         """Keep this state if it is time."""

@@ -122,7 +122,7 @@ def read_attempt(folder: RunFolder, name: str) -> dict[str, Any] | None:
 def _status(r: int, done: bool, attempts: list[dict[str, Any]]) -> RepetitionStatus:
     if not attempts:
         return RepetitionStatus(r, "done" if done else "waiting")
-    last = max(attempts, key=lambda facts: (facts["end"] is None, facts["time"]))
+    last = max(attempts, key=lambda facts: facts["time"])
     age = time.time() - last["time"]
     state = "done" if done else "stopped" if last["end"] is not None else "silent" if age > SILENT else "training"
     shown = last["total"] if done else last["done"]

@@ -62,14 +62,14 @@ def train_in(
     """
     if folder.is_done(r, config):
         return
+    kept = _checkpoints(folder, r, interval)
     with Attempt(folder, r, config.epochs * n_trained(config, len(samples))) as attempt:
 
         def counted(n: int) -> None:
-            attempt.add(n)
+            attempt.add(n, went_on=kept.found)
             if on_samples is not None:
                 on_samples(n)
 
-        kept = _checkpoints(folder, r, interval)
         tensors = train_repetition(samples, config, partition_of(config), r, counted, kept)
         folder.write_tensors(repetition_file(r), tensors)
     folder.remove(checkpoint_file(r))
@@ -94,7 +94,7 @@ class Attempt:
         self._period = FAR_BEAT if is_address(folder.name) else BEAT
         self._base: tuple[int, float] | None = None  # samples and time at the first sign of life: rates start there
         self._facts: dict[str, Any] = {
-            "repetition": r, "done": 0, "total": total, "rate": 0.0, "beat": 0, "host": platform.node(),
+            "repetition": r, "from": None, "done": 0, "total": total, "rate": 0.0, "beat": 0, "host": platform.node(),
             "pid": os.getpid(), "time": time.time(), "end": None,
         }  # fmt: skip
         self._thread = threading.Thread(target=self._live, name="alive", daemon=True)
@@ -111,9 +111,11 @@ class Attempt:
         with contextlib.suppress(OSError):
             self._tell()
 
-    def add(self, n: int) -> None:
-        """Count n samples more."""
+    def add(self, n: int, *, went_on: bool = False) -> None:
+        """Count n samples more; ``went_on``: from a checkpoint, so that the first n are those of an earlier attempt."""
         with self._lock:
+            if self._facts["from"] is None:
+                self._facts["from"] = n if went_on else 0
             self._facts["done"] += n
 
     def _live(self) -> None:

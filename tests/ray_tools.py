@@ -1,0 +1,40 @@
+"""A Ray cluster of two nodes with a core each on this machine, and trainers that are slow enough to be disturbed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+ray: Any = pytest.importorskip("ray", reason="needs the extra ray")
+
+_HEALTH = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+
+
+@contextmanager
+def cluster_of(nodes: int, *, patient: bool = False) -> Iterator[Any]:
+    """A cluster whose head does no work, of ``nodes`` nodes with one core; ``patient``: it misses nobody soon."""
+    from ray.cluster_utils import Cluster
+
+    head = {"node_ip_address": "127.0.0.2", "num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+    cluster = Cluster(True, head_node_args={**head, "_system_config": None if patient else _HEALTH})
+    try:
+        for _ in range(nodes):
+            add_node(cluster)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster: Any) -> Any:
+    return cluster.add_node(node_ip_address="127.0.0.3", num_cpus=1, object_store_memory=80 << 20)
