@@ -36,16 +36,18 @@ class RemoteFolder:
 
     def names(self) -> list[str]:
         """The names of the files, as they are now."""
-        with self._errors(), contextlib.suppress(FileNotFoundError):
+        found: list[str] = []
+        with self._errors(absent=FileNotFoundError):
             self._files.invalidate_cache()
-            return [path.rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False)]
-        return []
+            found = self._files.ls(self._root, detail=False)
+        return [path.rsplit("/", 1)[-1] for path in found]
 
     def read(self, name: str) -> bytes | None:
         """A small file; None when there is none."""
-        with self._errors(), contextlib.suppress(FileNotFoundError):
-            return bytes(self._files.cat_file(self._path(name)))
-        return None
+        found: list[bytes] = []
+        with self._errors(absent=FileNotFoundError):
+            found.append(self._files.cat_file(self._path(name)))
+        return found[0] if found else None
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         """Write a small file, whole or not at all."""
@@ -56,7 +58,7 @@ class RemoteFolder:
         """The tensors of a file, copied here; None when there is none."""
         with tempfile.TemporaryDirectory(prefix="machxc-") as folder:
             here = Path(folder) / name
-            with self._errors(), contextlib.suppress(FileNotFoundError):
+            with self._errors(absent=FileNotFoundError):
                 self._files.get_file(self._path(name), str(here))
             return parse_tensors(name, map_file(here)) if here.is_file() else None  # mapped: deleted when closed
 
@@ -70,7 +72,7 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with self._errors(), contextlib.suppress(FileNotFoundError):
+        with self._errors(absent=FileNotFoundError):
             self._files.rm_file(self._path(name))
 
     def is_done(self, r: int, config: Config) -> bool:
@@ -87,7 +89,7 @@ class RemoteFolder:
         if self._store is None:
             here = Path(tempfile.mkdtemp(prefix="machxc-samples-"))
             atexit.register(shutil.rmtree, here, ignore_errors=True)
-            with self._errors(), contextlib.suppress(FileNotFoundError):
+            with self._errors(absent=FileNotFoundError):
                 for path in self._files.ls(self._path(DATA), detail=False):
                     self._files.get_file(path, str(here / path.rsplit("/", 1)[-1]))
             self._store = here
@@ -106,19 +108,19 @@ class RemoteFolder:
 
     def clear(self) -> None:
         """Remove all that is there."""
-        with self._errors(), contextlib.suppress(FileNotFoundError):
+        with self._errors(absent=FileNotFoundError):
             self._files.rm(self._root, recursive=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """What a file system of fsspec may raise, whichever it is, as an OutputError; a missing file stays one."""
+    def _errors(self, *, absent: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+        """What a file system of fsspec may raise, whichever it is, as an OutputError; ``absent`` is no error."""
         try:
             yield
-        except (FileNotFoundError, OutputError):
-            raise
+        except absent:
+            pass
         except Exception as error:  # botocore's, gcsfs's, aiohttp's: they have nothing in common
             raise OutputError(
                 f"cannot reach {self.name}: {type(error).__name__}: {error}; check the address and your credentials"
