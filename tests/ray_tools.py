@@ -38,3 +38,9 @@ def cluster_of(nodes: int, *, patient: bool = False) -> Iterator[Any]:
 
 def add_node(cluster: Any) -> Any:
     return cluster.add_node(node_ip_address="127.0.0.3", num_cpus=1, object_store_memory=80 << 20)
+
+
+def another_node(cluster: Any) -> Any:
+    """A node that works, other than the one through which this process reaches the cluster."""
+    mine = ray.get_runtime_context().get_node_id()
+    return next(node for node in cluster.worker_nodes if node.node_id != mine)

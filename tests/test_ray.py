@@ -21,7 +21,7 @@ from machxc.folder import repetition_file
 from machxc.run import Execution, run_folder, train_run
 from machxc.runs.status import RunStatus
 from machxc.runs.work import RunTask
-from ray_tools import add_node, cluster_of, ray
+from ray_tools import add_node, another_node, cluster_of
 from run_tools import SETTINGS, digests, undisturbed, write_jsonl
 
 R = 4
@@ -82,12 +82,6 @@ class Trained:
 
     def checkpoints(self) -> int:
         return len(list(self.folder.glob("checkpoint-*")))
-
-
-def another_node(cluster: Any) -> Any:
-    """A node that works, other than the one through which this process reaches the cluster."""
-    mine = ray.get_runtime_context().get_node_id()
-    return next(node for node in cluster.worker_nodes if node.node_id != mine)
 
 
 def processes_of(node: Any) -> list[psutil.Process]:

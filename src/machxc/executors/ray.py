@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from machxc.errors import ClusterError, MissingExtraError
@@ -21,6 +23,7 @@ from machxc.errors import ClusterError, MissingExtraError
 log = logging.getLogger("machxc.run")
 
 _PERIOD = 1.0  # seconds between two looks at the cluster
+_FORGIVEN = 10  # deadlines after which a node on which something fell silent is given work again
 _CONNECT = 3.0  # seconds in which a cluster must take a connection
 
 
@@ -59,34 +62,74 @@ class RayExecutor:
                 driver.end()
 
 
+@dataclass
+class _Attempt:
+    """A repetition handed to a node; signs of life: when it was handed over, the last one, and when that appeared."""
+
+    r: int
+    node: str
+    first: object
+    last: object
+    since: float
+
+
 class _Driver:
-    """One run on a cluster: what was submitted, and when each repetition was last seen alive."""
+    """One run on a cluster: what waits, and what was handed to which node.
+
+    Each task is bound to a node, as many as that has room for. Left to Ray, tasks wait for ever behind one that was
+    promised to a node that is frozen, also when other nodes are idle, and when it is known to be dead.
+    """
 
     def __init__(self, executor: RayExecutor, ray: Any, task: Callable[[int], None]) -> None:
         self._executor, self._ray, self._task = executor, ray, task
         self._remote = ray.remote(num_cpus=1, num_gpus=executor.gpus, max_retries=0)(_call)
-        self._refs: dict[Any, int] = {}  # submitted, and not known to be over -> its repetition
-        self._seen: dict[int, tuple[object, object, float]] = {}  # sign when submitted, last sign, when that appeared
+        self._waiting: deque[tuple[int, str]] = deque()  # repetitions to begin, and why again
+        self._attempts: dict[Any, _Attempt] = {}  # those not known to be over
+        self._suspects: dict[str, float] = {}  # nodes on which something fell silent, and when
         self._room = time.monotonic()  # when the cluster was last seen to have room for a repetition
 
     def run(self, repetitions: Iterable[int]) -> None:
-        for r in repetitions:
-            self._submit(r)
-        looked = time.monotonic()
-        while self._refs:
-            ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=_PERIOD)
-            for ref in ready:
-                self._take(ref)
+        self._waiting.extend((r, "") for r in repetitions)
+        looked = -math.inf
+        while self._waiting or self._attempts:
             if time.monotonic() - looked >= _PERIOD:
                 self._look()
                 looked = time.monotonic()
+            self._fill()
+            self._wait()
 
     def end(self) -> None:
         """Leave nothing running."""
-        for ref in list(self._refs):
+        for ref in list(self._attempts):
             self._drop(ref)
 
-    def _submit(self, r: int, why: str = "") -> None:
+    def _wait(self) -> None:
+        if not self._attempts:
+            time.sleep(_PERIOD)
+            return
+        ready, _ = self._ray.wait(list(self._attempts), num_returns=1, timeout=_PERIOD)
+        for ref in ready:
+            self._take(ref)
+
+    def _fill(self) -> None:
+        """Hand what waits to the nodes that have most room."""
+        if not self._waiting:
+            return
+        room = self._free()
+        while self._waiting and room and max(room.values()) > 0:
+            node = max(room, key=lambda name: room[name])
+            room[node] -= 1
+            self._submit(*self._waiting.popleft(), node)
+
+    def _free(self) -> dict[str, int]:
+        """How many repetitions more each node has room for; none those on which something fell silent lately."""
+        used = Counter(attempt.node for attempt in self._attempts.values())
+        nodes = {n["NodeID"]: _slots(n, self._executor.gpus) for n in self._ray.nodes() if n["Alive"]}
+        return {name: slots - used[name] for name, slots in nodes.items() if name not in self._suspects}
+
+    def _submit(self, r: int, why: str, node: str) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         executor = self._executor
         if executor.begun[r] >= executor.attempts:
             raise ClusterError(
@@ -97,12 +140,12 @@ class _Driver:
             log.warning("repetition %d is begun again (attempt %d): %s", r, executor.begun[r] + 1, why)
         executor.begun[r] += 1
         sign = executor.signs(r)
-        self._seen[r] = sign, sign, time.monotonic()
-        self._refs[self._remote.remote(self._task, r)] = r
+        bound = self._remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        self._attempts[bound.remote(self._task, r)] = _Attempt(r, node, sign, sign, time.monotonic())
 
     def _take(self, ref: Any) -> None:
         """One that is over: finished, or to be begun again; raises what should not have happened."""
-        r = self._refs.pop(ref)
+        r = self._attempts.pop(ref).r
         try:
             self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -113,30 +156,38 @@ class _Driver:
         except self._ray.exceptions.RayError as error:
             self._again(r, f"the last time its worker was lost ({type(error).__name__})")
         else:
-            for other in [other for other, number in self._refs.items() if number == r]:
+            self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != r)
+            for other in [other for other, attempt in self._attempts.items() if attempt.r == r]:
                 self._drop(other)
 
     def _again(self, r: int, why: str) -> None:
-        if r not in self._refs.values():  # else another attempt is under way
-            self._submit(r, why)
+        under_way = {attempt.r for attempt in self._attempts.values()} | {number for number, _ in self._waiting}
+        if r not in under_way:
+            self._waiting.append((r, why))
 
     def _look(self) -> None:
-        """Begin again what has stopped giving signs of life; give up when no node is left that could do anything."""
+        """Begin again what has fallen silent; give up when no node is left that could do anything."""
         now, deadline = time.monotonic(), self._executor.deadline
-        for r in set(self._refs.values()):
-            first, last, since = self._seen[r]
-            sign = self._executor.signs(r)
-            if sign != last:
-                self._seen[r] = first, sign, now
-            elif sign != first and now - since > deadline:
-                self._submit(r, f"it gave no sign of life for {deadline:g} s")
+        self._suspects = {node: since for node, since in self._suspects.items() if now - since < _FORGIVEN * deadline}
+        for attempt in list(self._attempts.values()):
+            sign = self._executor.signs(attempt.r)
+            if sign != attempt.last:
+                attempt.last, attempt.since = sign, now
+            elif now - attempt.since > deadline and (sign != attempt.first or attempt.node in self._suspects):
+                self._fell_silent(attempt, now)
         if has_room(self._ray, self._executor.gpus):
             self._room = now
         elif now - self._room > deadline:
             check_room(self._ray, self._executor.gpus)
 
+    def _fell_silent(self, attempt: _Attempt, now: float) -> None:
+        attempt.since = math.inf  # said once
+        self._suspects[attempt.node] = now
+        if sum(other.r == attempt.r and other.since < math.inf for other in self._attempts.values()) == 0:
+            self._waiting.append((attempt.r, f"it gave no sign of life for {self._executor.deadline:g} s"))
+
     def _drop(self, ref: Any) -> None:
-        self._refs.pop(ref, None)
+        self._attempts.pop(ref, None)
         with contextlib.suppress(Exception):  # what is gone already needs no ending
             self._ray.cancel(ref, force=True)
 
@@ -180,7 +231,7 @@ def import_ray() -> Any:
 
 def has_room(ray: Any, gpus: float) -> bool:
     """Whether a node of the cluster has what a repetition asks for, busy or not."""
-    return any(_fits(node, gpus) for node in ray.nodes())
+    return any(node["Alive"] and _slots(node, gpus) >= 1 for node in ray.nodes())
 
 
 def check_room(ray: Any, gpus: float) -> None:
@@ -201,8 +252,10 @@ def check_cluster(address: str, gpus: float) -> None:
         check_room(ray, gpus)
 
 
-def _fits(node: dict[str, Any], gpus: float) -> bool:
-    return bool(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 and node["Resources"].get("GPU", 0) >= gpus)
+def _slots(node: dict[str, Any], gpus: float) -> int:
+    """How many repetitions a node has room for."""
+    cores, devices = int(node["Resources"].get("CPU", 0)), node["Resources"].get("GPU", 0)
+    return min(cores, int(devices / gpus + 1e-9)) if gpus else cores
 
 
 def _check_address(address: str) -> None:
