@@ -26,7 +26,12 @@ def cluster_of(nodes: int, *, patient: bool = False) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     head = {"node_ip_address": "127.0.0.2", "num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(True, head_node_args={**head, "_system_config": None if patient else _HEALTH})
+    arguments = {**head, "_system_config": None if patient else _HEALTH}
+    try:
+        cluster = Cluster(True, head_node_args=arguments)
+    except Exception:  # on a machine that is very busy, it gives up on itself
+        ray.shutdown()
+        cluster = Cluster(True, head_node_args=arguments)
     try:
         for _ in range(nodes):
             add_node(cluster)

@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from machxc.config import Settings
 from machxc.errors import ClusterError
 from machxc.executors.ray import RayExecutor
+from machxc.executors.scoring import ScatteredModel
 from machxc.folder import repetition_file
 from machxc.run import Execution, run_folder, train_run
 from machxc.runs.status import RunStatus
 from machxc.runs.work import RunTask
+from machxc.testing import make_samples, tiny_model
 from ray_tools import add_node, another_node, cluster_of
 from run_tools import SETTINGS, digests, undisturbed, write_jsonl
 
@@ -169,3 +172,23 @@ def test_what_is_finished_is_not_trained_again_when_its_node_dies(tmp_path: Path
 
 def _there(run: Trained, r: int) -> bool:
     return (run.folder / repetition_file(r)).exists()
+
+
+@pytest.mark.slow
+def test_scoring_goes_on_with_the_repetitions_that_are_left(tmp_path: Path, cluster: Any) -> None:
+    model, queries = tiny_model(repetitions=4, buckets=8), make_samples(50, 20, seed=2).features
+    model.save(tmp_path / "model")
+    with ScatteredModel(tmp_path / "model", cluster.address, 2, deadline=20.0) as scattered:
+        whole = scattered.top_k(queries, 5)  # the actors' kernels are compiled, or read
+        assert (whole.numbers, whole.exact) == ((0, 1, 2, 3), True)
+        for found, expected in zip((whole.ids, whole.scores), model.top_k(queries, 5), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        scattered.deadline = 2.0
+        cluster.remove_node(another_node(cluster), allow_graceful=False)
+        begin = time.monotonic()
+        part = scattered.top_k(queries.rows(0, 8), 5)
+        assert time.monotonic() - begin < 2.0 + 5.0
+        assert part.numbers in ((0, 1), (2, 3))
+        ids, scores = model.subset(list(part.numbers)).top_k(queries.rows(0, 8), 5)
+        np.testing.assert_array_equal(part.ids, ids)
+        np.testing.assert_array_equal(part.scores, scores)

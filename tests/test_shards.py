@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from machxc import files
 from machxc.config import Settings
 from machxc.data import convert
 from machxc.errors import OutputError, SettingError
 from machxc.model import Model
 from machxc.run import Execution, run_folder, train_run, train_shard
+from machxc.runs import folder as runs_folder
 from machxc.runs.status import status_of
 from run_tools import SETTINGS, StopNowError, digests, names, stop_after, undisturbed, write_jsonl
 
@@ -158,6 +161,7 @@ def test_executions_that_cannot_be(wrong: dict[str, Any], message: str) -> None:
 
 CHILD = """
 import os, signal, sys
+from machxc import files
 from machxc.config import Settings
 from machxc.run import Execution, train_run
 
@@ -217,3 +221,49 @@ def test_a_checkpoint_whose_file_is_cut_is_begun_anew(tmp_path: Path, data: Path
     train_run(data, tmp_path / "model", LONG, execution=execution)
     train_run(data, tmp_path / "expected", LONG)
     assert digests(tmp_path / "model") == digests(tmp_path / "expected")
+
+
+# ---- the n-th system call fails
+
+
+class FailingDisk:
+    """Stands in for the module ``os``: the n-th operation on the disk fails, and only that."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(os, name)
+        if name not in ("open", "write", "fsync", "replace", "rename", "mkdir", "makedirs", "link"):
+            return function
+
+        def operation(*arguments: Any, **named: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*arguments, **named)
+
+        return operation
+
+
+def test_a_disk_that_fails_at_any_operation_of_a_run(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkpoint after every chunk. Each time an error, and the same command goes on."""
+    convert(data, tmp_path / "store")
+    execution, failures = Execution("serial", checkpoint_interval=0), 0
+    while not (tmp_path / "model").exists():
+        disk = FailingDisk(failures + 1)
+        with monkeypatch.context() as patch:
+            for module in (files, runs_folder):
+                patch.setattr(module, "os", disk)
+            try:
+                train_run(tmp_path / "store", tmp_path / "model", SETTINGS, execution=execution)
+            except OutputError as error:
+                assert "No space left" in str(error)  # noqa: PT017
+                failures += 1
+        if disk.left > 0:
+            break
+    assert failures > 20
+    assert digests(tmp_path / "model") == undisturbed()
+    assert names(tmp_path) == {"data.jsonl", "store", "model"}
