@@ -3,6 +3,7 @@
 python benchmarks/scaling.py cores      one core, two threads, two processes
 python benchmarks/scaling.py ray        two Ray nodes of one core against two threads on the same two cores
 python benchmarks/scaling.py checkpoints  what checkpoints cost, and how soon a killed run trains again
+python benchmarks/scaling.py published  one repetition of the published size on a core: its rate, and what follows
 python benchmarks/scaling.py kills      R repetitions, a node killed every minute: equal bytes, and what was lost
 """
 
@@ -22,10 +23,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common import BUILD, ROOT, header, table
 from machxc.config import Settings
 from machxc.data import convert, is_store
+from machxc.facts import facts_of
+from machxc.model import partition_of
+from machxc.plan import make_plan
+from machxc.repetition.chunks import CHUNK
+from machxc.repetition.loop import train_repetition
 from machxc.run import Execution, run_folder, train_run, train_shard
+from machxc.samples import Features, Labels, Samples
 from machxc.testing import make_texts
 
 HERE = BUILD / "scaling"
@@ -167,6 +176,27 @@ def digest(name: str) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
+def published() -> None:
+    """Samples of the shape of the product search of the paper, as many as tell the rate; 70 M of them, 10 epochs."""
+    n, k, features = 3 * CHUNK, 49_460_000, 8
+    rng = np.random.default_rng(0)
+    ids = np.sort(rng.integers(0, 80_000, (n, features), np.uint32), axis=1).ravel()
+    offsets = np.arange(0, (n + 1) * features, features, dtype=np.int64)
+    labels = Labels(np.arange(n + 1, dtype=np.int64), rng.integers(0, k, n, np.uint32), k)
+    samples = Samples(Features(offsets, ids, np.ones(n * features, np.float32), 80_000), labels)
+    shape = {"buckets": 20_000, "hidden": 2_000, "negatives": 100, "min_count": 1}
+    settings = Settings(**settings_of(shape, 32, 1))
+    config = make_plan(facts_of(samples, text=False), settings, text=None).config
+    times: list[float] = []
+    tensors = train_repetition(samples, config, partition_of(config), 0, lambda _: times.append(time.perf_counter()))
+    rate = 2 * CHUNK / (times[2] - times[0])
+    print(f"B = 20,000, H = 2,000, 100 sampled buckets, {features} features a sample: {rate:,.0f} samples/s on a core")
+    print(f"a repetition is {sum(t.nbytes for t in tensors.values()) / 1e6:,.0f} MB; between trainers go 0 bytes")
+    hours = 70e6 * 10 / rate / 3600
+    print(f"70 M samples, 10 epochs: {hours:,.0f} hours a repetition on a core, as long for 32 on 32 cores")
+    print(f"published: 34.2 hours on 8 V100s, 4 repetitions each: {34.2 / 4:.1f} hours for 32 on 32 such GPUs")
+
+
 class Lost:
     """Follows the attempts of a run: what each had done when it was last seen, and where the next one began."""
 
@@ -232,7 +262,7 @@ def kill_nodes(repetitions: int, epochs: int, period: float, interval: float) ->
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cores", "ray", "checkpoints", "kills", "child"))
+    parser.add_argument("what", choices=("cores", "ray", "checkpoints", "published", "kills", "child"))
     parser.add_argument("task", nargs="?")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=32)
@@ -244,7 +274,9 @@ def main() -> None:
         return
     store()
     print(header(), end="\n\n")
-    if arguments.what == "kills":
+    if arguments.what == "published":
+        published()
+    elif arguments.what == "kills":
         kill_nodes(arguments.repetitions, arguments.epochs, arguments.period, arguments.interval)
     else:
         {"cores": compare_cores, "ray": compare_ray, "checkpoints": compare_checkpoints}[arguments.what](
