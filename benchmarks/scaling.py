@@ -128,7 +128,7 @@ def compare_ray(epochs: int) -> None:
     local = task_of(kind, 4, epochs, 2)
     local["output"] = str(output("local"))
     rows = [["two threads", f"{wall(children([local])):.2f}", ""]]
-    with cluster_of(2, patient=True) as cluster:
+    with cluster_of(2) as cluster:
         for attempt in ("two Ray nodes, first run", "two Ray nodes, workers up"):
             far = task_of(kind, 4, epochs, executor="ray", address=cluster.address)
             far["output"] = str(output("ray"))
@@ -223,7 +223,7 @@ class Lost:
 def kill_nodes(repetitions: int, epochs: int, period: float, interval: float) -> None:
     """A run on two Ray nodes, one of which is killed and replaced every ``period`` seconds."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from ray_tools import add_node, another_node, cluster_of
+    from ray_tools import add_node, cluster_of, kill_node
 
     kind = KINDS["hidden 128, B = 1,000"]
     undisturbed = output("undisturbed")
@@ -233,13 +233,13 @@ def kill_nodes(repetitions: int, epochs: int, period: float, interval: float) ->
     quiet = time.time() - begin
     with cluster_of(2) as cluster:
         model = output("killed-nodes")
-        lost = Lost(run_folder(model))
+        lost, alive = Lost(run_folder(model)), list(cluster.worker_nodes)
 
         def kill() -> None:
             nonlocal kills
             while not ended.wait(period):
-                cluster.remove_node(another_node(cluster), allow_graceful=False)
-                add_node(cluster)
+                kill_node(alive.pop(0))
+                alive.append(add_node(cluster))
                 kills += 1
 
         thread = threading.Thread(target=kill)

@@ -7,31 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray: Any = pytest.importorskip("ray", reason="needs the extra ray")
 
-_HEALTH = {
-    "health_check_initial_delay_ms": 500,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 3,
-}
-
 
 @contextmanager
-def cluster_of(nodes: int, *, patient: bool = False) -> Iterator[Any]:
-    """A cluster whose head does no work, of ``nodes`` nodes with one core; ``patient``: it misses nobody soon."""
+def cluster_of(nodes: int) -> Iterator[Any]:
+    """A cluster whose head does no work, of ``nodes`` nodes with one core.
+
+    Its health checks are as patient as they are by default: on a busy machine, quicker ones bury the living.
+    """
     from ray.cluster_utils import Cluster
 
     head = {"node_ip_address": "127.0.0.2", "num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
-    arguments = {**head, "_system_config": None if patient else _HEALTH}
     try:
-        cluster = Cluster(True, head_node_args=arguments)
+        cluster = Cluster(True, head_node_args=head)
     except Exception:  # on a machine that is very busy, it gives up on itself
         ray.shutdown()
-        cluster = Cluster(True, head_node_args=arguments)
+        cluster = Cluster(True, head_node_args=head)
     try:
         for _ in range(nodes):
             add_node(cluster)
@@ -49,3 +45,14 @@ def another_node(cluster: Any) -> Any:
     """A node that works, other than the one through which this process reaches the cluster."""
     mine = ray.get_runtime_context().get_node_id()
     return next(node for node in cluster.worker_nodes if node.node_id != mine)
+
+
+def processes_of(node: Any) -> list[psutil.Process]:
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [raylet, *raylet.children(recursive=True)]
+
+
+def kill_node(node: Any) -> None:
+    """End all its processes at once, as when a machine loses its power."""
+    for process in reversed(processes_of(node)):
+        process.kill()

@@ -153,6 +153,9 @@ class _Driver:
             if not isinstance(cause, OSError):
                 raise cause from None
             self._again(r, f"the last time it failed with {type(cause).__name__}: {cause}")
+        except self._ray.exceptions.TaskUnschedulableError:  # the node had gone before: it was not begun
+            self._executor.begun[r] -= 1
+            self._again(r, "")
         except self._ray.exceptions.RayError as error:
             self._again(r, f"the last time its worker was lost ({type(error).__name__})")
         else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from machxc.runs.folder import RunFolder
@@ -45,10 +46,13 @@ def _watch(folder: RunFolder, on_status: OnStatus, period: float, ended: threadi
 
 def signs_of_life(folder: RunFolder) -> Callable[[int], object]:
     """A function that tells, of a repetition, something that changes as long as someone trains it; None: nobody yet."""
-    pattern = re.compile(r"attempt-([0-9]{5})-")
+    listed, at = list[str](), -math.inf  # in an object store, a list takes a while: one a second will do
 
     def beats(r: int) -> object:
-        names = sorted(name for name in folder.names() if (match := pattern.match(name)) and int(match[1]) == r)
+        nonlocal listed, at
+        if time.monotonic() - at >= PERIOD:
+            listed, at = sorted(folder.names()), time.monotonic()
+        names = [name for name in listed if name.startswith(f"attempt-{r:05d}-")]
         found = [(name, facts["beat"]) for name in names if (facts := read_attempt(folder, name)) is not None]
         return tuple(found) or None
 
