@@ -38,6 +38,7 @@ from machxc.runs.folder import (
     LocalFolder,
     RunFolder,
     has_work,
+    is_address,
     open_folder,
     read_plan,
     run_folder,
@@ -163,7 +164,8 @@ class _Run:
         resume: bool,
     ) -> None:
         self.data, self.output, self.jobs, self.execution, self.tell = data, output, jobs, execution, tell
-        self.name = execution.run_folder or str(run_folder(output))
+        name = execution.run_folder or str(run_folder(output))
+        self.name = name if is_address(name) else str(Path(name).absolute())  # nodes of a cluster stand elsewhere
         base = None if overwrite else to_grow(output, asked, resume=resume)
         self.base, self.overwrite, self.resume = base, overwrite, resume
         self.asked = asked if base is None else grown(base, asked)
@@ -297,7 +299,8 @@ class _Run:
                 "leave out --resume and choose another output, or --overwrite to train it anew"
             )
         log.info("%s is complete already: nothing to do", self.output)
-        _drop_published(LocalFolder(run_folder(self.output)), self.output, model)
+        if not is_address(self.name):
+            _drop_published(LocalFolder(self.name), self.output, model)
         return model
 
 
