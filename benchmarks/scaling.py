@@ -10,7 +10,6 @@ python benchmarks/scaling.py kills      R repetitions, a node killed every minut
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -228,7 +227,7 @@ def kill_nodes(repetitions: int, epochs: int, period: float, interval: float) ->
 
     kind = KINDS["hidden 128, B = 1,000"]
     undisturbed = output("undisturbed")
-    settings, ended, kills = Settings(**settings_of(kind, repetitions, epochs)), threading.Event(), 0
+    settings, kills = Settings(**settings_of(kind, repetitions, epochs)), 0
     begin = time.time()
     train_run(store(), undisturbed, settings, jobs=2)
     quiet = time.time() - begin
@@ -236,23 +235,17 @@ def kill_nodes(repetitions: int, epochs: int, period: float, interval: float) ->
         model = output("killed-nodes")
         lost, alive = Lost(run_folder(model)), list(cluster.worker_nodes)
 
-        def kill() -> None:
-            nonlocal kills
-            while not ended.wait(period) and alive:
+        execution = Execution("ray", address=cluster.address, checkpoint_interval=interval)
+        hooks: dict[str, Any] = {"execution": execution, "on_status": lost.look}
+        begin = time.time()
+        thread = threading.Thread(target=train_run, args=(store(), model, settings), kwargs=hooks)
+        thread.start()
+        while thread.is_alive():
+            thread.join(period)
+            if thread.is_alive():
                 kill_node(alive.pop(0))
                 kills += 1
-                with contextlib.suppress(Exception):  # on a busy machine a node may come up too late: go on with one
-                    alive.append(add_node(cluster))
-
-        thread = threading.Thread(target=kill)
-        thread.start()
-        begin = time.time()
-        execution = Execution("ray", address=cluster.address, checkpoint_interval=interval)
-        try:
-            train_run(store(), model, settings, execution=execution, on_status=lost.look)
-        finally:
-            ended.set()
-            thread.join()
+                alive.append(add_node(cluster))
         seconds = time.time() - begin
     print(f"{repetitions} repetitions, a node killed every {period:g} s: {kills} kills, {len(lost.attempts)} attempts")
     print(f"{seconds:.0f} s, {quiet:.0f} s as two threads that nobody kills")
