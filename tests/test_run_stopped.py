@@ -22,6 +22,7 @@ from machxc.errors import DataError, OutputError, SettingError
 from machxc.folder import repetition_file
 from machxc.model import Model
 from machxc.run import run_folder, train_run
+from machxc.runs import asked, locks
 from run_tools import SETTINGS, StopNowError, digests, names, stop_after, undisturbed, write_jsonl
 
 
@@ -48,6 +49,7 @@ CHILD = """
 import os, signal, sys, types
 from pathlib import Path
 from machxc import files, run
+from machxc.data import store
 from machxc.config import Settings
 
 os.fsync = lambda descriptor: None
@@ -61,7 +63,7 @@ def at(name, function, n):
     return lambda *arguments, **named: function(*arguments, **named) if next(count, None) is not None else die()
 
 if point == "converting":
-    files.replace_folder, run.convert.__globals__["replace_folder"] = die, die
+    store.replace_folder = die
 elif point == "writing":  # in the middle of the third repetition's file
     write = files._write_all
     def _write_all(descriptor, view):
@@ -125,11 +127,11 @@ def test_a_run_that_is_killed_when_its_model_is_in_place_is_complete(
 # ---- runs stopped in this process
 
 
-def stopped(data: Path, output: Path, n: int = 5, **asked: Any) -> Path:
+def stopped(data: Path, output: Path, n: int = 5, **others: Any) -> Path:
     """Train until n chunks are counted (two make a repetition); returns the run folder."""
-    settings = asked.pop("settings", SETTINGS)
+    settings = others.pop("settings", SETTINGS)
     with pytest.raises(StopNowError):
-        train_run(data, output, settings, progress=stop_after(n), **asked)
+        train_run(data, output, settings, progress=stop_after(n), **others)
     return run_folder(output)
 
 
@@ -167,9 +169,9 @@ def test_a_run_asked_for_something_else_is_refused_and_kept(
 ) -> None:
     output = tmp_path / "model"
     stopped(data, output)
-    asked, message = OTHERS[other]
+    others, message = OTHERS[other]
     with pytest.raises(SettingError, match=f"unfinished run .*{message}.*--overwrite"):
-        train_run(data, output, **{"settings": SETTINGS, "resume": resume, **asked})
+        train_run(data, output, **{"settings": SETTINGS, "resume": resume, **others})
     train_run(data, output, SETTINGS)
     assert digests(output) == uninterrupted
 
@@ -190,7 +192,7 @@ def test_a_run_of_other_data_is_refused_and_kept(tmp_path: Path, data: Path, uni
 
 def test_a_run_of_another_version_is_refused(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(data, tmp_path / "model")
-    monkeypatch.setattr(run, "__version__", "99.0")
+    monkeypatch.setattr(asked, "__version__", "99.0")
     with pytest.raises(SettingError, match=r"machxc was '.*', is now '99.0'"):
         train_run(data, tmp_path / "model", SETTINGS)
 
@@ -356,14 +358,14 @@ def test_a_model_that_another_process_finished_meanwhile_is_not_trained_again(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "model"
-    real = run._locked
+    real = locks.held
 
     def slowly(*arguments: Any, **named: Any) -> Any:
         monkeypatch.undo()
         train_run(data, output, SETTINGS)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(run, "_locked", slowly)
+    monkeypatch.setattr(run, "held", slowly)
     with pytest.raises(OutputError, match="exists already"):
         train_run(data, output, SETTINGS, progress=stop_after(0))
     assert names(tmp_path) == {"data.jsonl", "model"}

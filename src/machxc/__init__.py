@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from machxc.config import Settings, TextConfig
     from machxc.data import ReadOptions, convert
     from machxc.errors import (
+        ClusterError,
         DataError,
         MachxcError,
         MemoryBudgetError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClusterError",
     "DataError",
     "MACHClassifier",
     "MachxcError",

@@ -7,6 +7,7 @@
      ├── SettingError         a setting is out of its bounds or contradicts another          (also a ValueError)
      │    └── MemoryBudgetError   what was asked does not fit the memory budget
      ├── ModelError           a model folder is missing, damaged, or of another kind
+     ├── ClusterError         a cluster is not there, or cannot do what was asked of it
      ├── OutputError          an output exists already, or cannot be written                 (also an OSError)
      └── MissingExtraError    an optional dependency is not installed                        (also an ImportError)
 
@@ -43,6 +44,10 @@ class MemoryBudgetError(SettingError):
 
 class ModelError(MachxcError):
     """A model folder is missing, damaged, or of another kind or version."""
+
+
+class ClusterError(MachxcError):
+    """A cluster is not there, or cannot do what was asked of it."""
 
 
 class OutputError(MachxcError, OSError):

@@ -10,12 +10,13 @@ import numpy as np
 from machxc.config import Config, Settings, TextConfig
 from machxc.cost import physical_memory
 from machxc.errors import DataError
-from machxc.executors import executor_for
+from machxc.executors import Executor, executor_for
 from machxc.facts import facts_of
 from machxc.folder import ModelData
 from machxc.labels import LabelNames
 from machxc.model import Model, partition_of
 from machxc.plan import make_plan, within_machine
+from machxc.repetition.chunks import OnSamples
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.samples import Array, Samples, UInt32
 
@@ -69,13 +70,25 @@ def run_repetitions(
     """Train the repetitions ``numbers`` and hand each one's tensors to ``store``."""
     numbers = list(numbers)
     partition = partition_of(config)
-    counter = _Counter(progress, len(numbers) * config.epochs * n_trained(config, len(samples)))
 
-    def task(r: int) -> None:
-        store(r, train_repetition(samples, config, partition, r, counter.add))
+    def work(r: int, on_samples: OnSamples) -> None:
+        store(r, train_repetition(samples, config, partition, r, on_samples))
 
+    each = config.epochs * n_trained(config, len(samples))
+    run_counted(work, numbers, each, executor_for(min(jobs, len(numbers))), progress)
+
+
+def run_counted(
+    work: Callable[[int, OnSamples], None],
+    numbers: list[int],
+    each: int,
+    executor: Executor,
+    progress: Progress | None = None,
+) -> None:
+    """Call ``work(r, on_samples)`` for each repetition by an executor of this process; each counts ``each`` samples."""
+    counter = _Counter(progress, len(numbers) * each)
     try:
-        executor_for(min(jobs, len(numbers))).run(task, numbers, counter.cancel)
+        executor.run(lambda r: work(r, counter.add), numbers, counter.cancel)
     except CancelledError:  # a sibling ended before the repetition in which progress raised
         raise counter.raised or CancelledError from None
 

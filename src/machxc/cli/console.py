@@ -66,7 +66,7 @@ class Console:
     @contextlib.contextmanager
     def progress(self, what: str, unit: str) -> Iterator[Bar]:
         """A bar on a terminal, to be called with what is done and the whole (None: not known); elsewhere nothing."""
-        bar = Bar(what, unit, self._bars, shown=not self.quiet and _is_terminal())
+        bar = Bar(what, unit, self._bars, shown=not self.quiet and is_terminal())
         self._bars.append(bar)
         try:
             yield bar
@@ -173,7 +173,8 @@ def _writing_output() -> Iterator[None]:
         ) from error
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
+    """Whether standard error is a terminal that can do more than print lines."""
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 

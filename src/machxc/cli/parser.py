@@ -6,10 +6,10 @@ from argparse import Action, ArgumentParser, _SubParsersAction
 from typing import NoReturn
 
 from machxc import __version__
-from machxc.cli import convert, evaluate, info, plan, predict, query, serve, train
+from machxc.cli import convert, evaluate, info, plan, predict, query, serve, status, train
 from machxc.cli.arguments import add_talk
 
-VERBS = (train, evaluate, predict, query, serve, info, plan, convert)
+VERBS = (train, evaluate, predict, query, serve, info, status, plan, convert)
 
 
 class Parser(ArgumentParser):

@@ -13,6 +13,7 @@ from machxc.cli import console as show
 from machxc.cli.console import Console
 from machxc.cli.evaluate import metrics_table
 from machxc.cli.kernels import TRAINING, tell_of_compiling
+from machxc.cli.places import add_places, execution, view
 from machxc.errors import SettingError
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
         "learn from a file of samples",
         "Learn from a file of samples and write a model folder. Settings that are not given choose themselves, and are "
         "printed with the reason for each. Stopped on the way, the same command goes on from the repetitions that are "
-        "finished.",
-        "interrupted: the repetitions that are finished are kept; the same command goes on from there",
+        "finished, and from the checkpoints of the others. More repetitions than MODEL has are added to it.",
+        "interrupted: finished repetitions and checkpoints are kept; the same command goes on from there",
     )
     parser.add_argument("data", metavar="DATA", help=common.DATA)
     parser.add_argument("--output", metavar="MODEL", required=True, help="the model folder to write")
@@ -45,6 +46,7 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
     common.add_overwrite(parser, "replace a model that exists, and discard an interrupted run of another command")
     common.add_json(parser)
     common.add_settings(parser)
+    add_places(parser)
     common.add_text(parser)
     common.add_reading(parser)
     return parser
@@ -56,10 +58,14 @@ def run(arguments: Namespace, console: Console) -> None:
     if arguments.data == "-":
         arguments.when_interrupted = "interrupted: standard input cannot be read again; start anew with --overwrite"
     tell_of_compiling(console, TRAINING)
+    _check_shard(arguments)
     _check_test(arguments, options)
     talk, begin = _PlanTalk(console), time.perf_counter()
     model = _train(arguments, settings, options, text, console, talk)
     arguments.when_interrupted = "interrupted: the model is complete"
+    if model is None:
+        _tell_of_shard(arguments, console)
+        return
     result = {
         "model": arguments.output,
         "bytes": show.folder_size(arguments.output),
@@ -80,24 +86,39 @@ def _train(
     text: TextConfig | None,
     console: Console,
     on_plan: Callable[[Plan, str], None],
-) -> Model:
-    from machxc.run import train_run
+) -> Model | None:
+    from machxc.run import train_run, train_shard
 
+    data, output, place, on_status = arguments.data, arguments.output, execution(arguments), view(arguments, console)
     with console.progress("reading", "B") as reading, console.progress("training", " samples") as training:
-        return train_run(
-            arguments.data,
-            arguments.output,
-            settings,
-            options=options,
-            text=text,
-            jobs=arguments.jobs,
-            memory_budget=arguments.memory,
-            overwrite=arguments.overwrite,
-            resume=arguments.resume,
-            on_plan=on_plan,
-            progress=training,
-            reading=reading,
-        )
+        common_to_both: Any = {
+            "options": options,
+            "text": text,
+            "jobs": arguments.jobs,
+            "memory_budget": arguments.memory,
+            "on_plan": on_plan,
+            "progress": training if on_status is None else None,
+            "reading": reading,
+            "on_status": on_status,
+        }
+        if place.shard is not None:
+            return train_shard(data, output, place, settings, **common_to_both)
+        again: Any = {"overwrite": arguments.overwrite, "resume": arguments.resume}
+        return train_run(data, output, settings, execution=place, **again, **common_to_both)
+
+
+def _tell_of_shard(arguments: Namespace, console: Console) -> None:
+    """What a shard says that is not the last."""
+    from machxc.runs.status import status_of
+
+    status = status_of(arguments.run_folder or arguments.output)
+    if arguments.json:
+        console.json({"model": None, "shard": list(arguments.shard), "status": status.to_dict()})
+    i, n = arguments.shard
+    console.note(
+        f"shard {i}/{n} is done: {status.count('done')} of {len(status.repetitions)} repetitions are finished. The "
+        "last shard puts the model together, or the same command without --shard"
+    )
 
 
 class _PlanTalk:
@@ -110,6 +131,14 @@ class _PlanTalk:
     def __call__(self, plan: Plan, text_reason: str) -> None:
         self.result = {"plan": plan.to_dict(), "text_reason": text_reason}
         self._console.note(show.plan(plan, text_reason))
+
+
+def _check_shard(arguments: Namespace) -> None:
+    if arguments.shard is not None and (arguments.overwrite or arguments.test is not None or arguments.data == "-"):
+        raise SettingError(
+            "--shard goes with neither --overwrite nor --test nor standard input: what one shard does must fit what "
+            "all others do. Remove an older model first, and evaluate the new one with machxc evaluate"
+        )
 
 
 def _check_test(arguments: Namespace, options: ReadOptions) -> None:

@@ -14,11 +14,10 @@ from machxc.config import Config
 from machxc.errors import DataError
 from machxc.partition import Partition
 from machxc.repetition import random
+from machxc.repetition.checkpoint import Checkpoints, Learner, State, learner_of
 from machxc.repetition.chunks import OnSamples, chunk_size
 from machxc.repetition.counting import count_repetition
 from machxc.repetition.encode import Encoder, fit_encoder
-from machxc.repetition.linear import LinearLearner
-from machxc.repetition.network import NetworkLearner
 from machxc.repetition.targets import Targets, bucket_counts, bucket_targets
 from machxc.repetition.windows import shuffled
 from machxc.samples import Array, Float32, Int64, Samples
@@ -26,78 +25,99 @@ from machxc.samples import Array, Float32, Int64, Samples
 log = logging.getLogger("machxc.repetition")
 
 HELD_OUT_LOGITS = 1 << 19  # logits of held-out samples computed at a time: some 10 MB with what the loss takes
-Learner = LinearLearner | NetworkLearner
 
 
 def train_repetition(
-    samples: Samples, config: Config, partition: Partition, r: int, on_samples: OnSamples | None = None
-) -> dict[str, Array]:
-    """Train repetition r; returns its tensors by name, as they are stored (see folder.py for dtypes and shapes).
-
-    ``on_samples`` is called with the number of samples each time some were trained on, and when training stops early,
-    with how many that saves: in all, epochs x `n_trained`. What it raises ends training.
-    """
-    if config.learner == "counts":
-        return count_repetition(samples, config, partition, r, on_samples)
-    encoder = fit_encoder(samples.features, config, r)
-    kind = NetworkLearner if config.hidden else LinearLearner
-    learner: Learner = kind.start(config, r, len(encoder.row_weights), _start_bias(samples, config, partition, r))
-    order, held_out = _split(samples, config, r)
-    best: tuple[float, dict[str, Array]] | None = None
-    since_best = 0
-    for epoch in range(config.epochs):
-        loss = _epoch(samples, config, partition, r, epoch, order, encoder, learner, on_samples)
-        if not np.isfinite(loss):
-            raise DataError(
-                f"repetition {r} diverged in epoch {epoch + 1}: its loss is {loss}. "
-                f"Lower 'learning_rate' (now {config.learning_rate:g}), or scale the features."
-            )
-        log.debug("repetition %d, epoch %d of %d: loss %.4f", r, epoch + 1, config.epochs, loss)
-        if not len(held_out):
-            continue
-        checked = held_out_loss(samples, config, partition, r, held_out, encoder, learner)
-        if best is None or checked < best[0]:
-            best, since_best = (checked, learner.tensors()), 0
-        else:
-            since_best += 1
-        if since_best >= config.patience:
-            log.info("repetition %d stops after epoch %d: no better for %d epochs", r, epoch + 1, since_best)
-            if on_samples is not None:
-                on_samples((config.epochs - epoch - 1) * len(order))
-            break
-    tensors = learner.tensors() if best is None else best[1]
-    return {"slots": encoder.slots, "row_weights": encoder.row_weights, **tensors}
-
-
-def _epoch(
     samples: Samples,
     config: Config,
     partition: Partition,
     r: int,
-    epoch: int,
-    order: Int64,
-    encoder: Encoder,
-    learner: Learner,
-    on_samples: OnSamples | None,
-) -> float:
-    """One pass over the samples in an order of its own; returns the mean loss."""
-    total, done, step = 0.0, 0, chunk_size(samples.features)
+    on_samples: OnSamples | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> dict[str, Array]:
+    """Train repetition r; returns its tensors by name, as they are stored (see folder.py for dtypes and shapes).
+
+    ``on_samples`` is called with the number of samples each time some were trained on, and when training stops early,
+    with how many that saves: in all, epochs x `n_trained`. What it raises ends training. ``checkpoints``: where to go
+    on from, and to keep the state in now and then (a counted repetition takes seconds, and is counted again).
+    """
+    if config.learner == "counts":
+        return count_repetition(samples, config, partition, r, on_samples)
+    tell = on_samples or _nobody
+    order, held_out = _split(samples, config, r)
+    state = None if checkpoints is None else checkpoints.load(config, r, len(samples))
+    if state is not None:
+        log.info("repetition %d goes on in epoch %d, after %d samples of it", r, state.epoch + 1, state.start)
+        tell(state.epoch * len(order) + state.start)
+    else:
+        state = _start(samples, config, partition, r)
+
+    def chunk_done(n: int) -> None:
+        if checkpoints is not None:
+            checkpoints.offer(state, config, r, len(samples))
+        tell(n)
+
+    while state.epoch < config.epochs:
+        _epoch(samples, config, partition, r, order, state, chunk_done)
+        if len(held_out) and _is_enough(samples, config, partition, r, held_out, state):
+            tell((config.epochs - state.epoch) * len(order))
+            break
+    tensors = state.learner.tensors() if state.best is None else state.best
+    return {"slots": state.encoder.slots, "row_weights": state.encoder.row_weights, **tensors}
+
+
+def _nobody(n: int) -> None:
+    """Whom to tell when nobody asked."""
+
+
+def _start(samples: Samples, config: Config, partition: Partition, r: int) -> State:
+    encoder = fit_encoder(samples.features, config, r)
+    bias = _start_bias(samples, config, partition, r)
+    return State(encoder, learner_of(config).start(config, r, len(encoder.row_weights), bias))
+
+
+def _epoch(
+    samples: Samples, config: Config, partition: Partition, r: int, order: Int64, state: State, chunk_done: OnSamples
+) -> None:
+    """The rest of a pass over the samples, in an order of its own; DataError when the loss is no number."""
+    epoch, done, step = state.epoch, 0, chunk_size(samples.features)
     for number, window in enumerate(shuffled(samples, order, config.seed, r, epoch)):
-        path = (number,) if number else ()
-        dropout = random.stream(config.seed, random.DROPOUT, r, epoch, *path)
+        dropout = random.stream(config.seed, random.DROPOUT, r, epoch, *((number,) if number else ()))
         for start in range(0, len(window.order), step):
             chunk = window.order[start : start + step]
-            first_rate, last_rate = (rate_at(config, epoch + at / len(order)) for at in (done, done + len(chunk)))
-            total += learner.train(
-                encoder(window.samples.features, chunk, config.dropout, dropout),
+            before, done = done, done + len(chunk)
+            if done <= state.start:
+                continue  # trained on before the checkpoint
+            first_rate, last_rate = (rate_at(config, epoch + at / len(order)) for at in (before, done))
+            state.loss += state.learner.train(
+                state.encoder(window.samples.features, chunk, config.dropout, dropout),
                 bucket_targets(window.samples, chunk, partition, r),
                 (first_rate, last_rate),
-                epoch * len(order) + done,
+                epoch * len(order) + before,
             )
-            done += len(chunk)
-            if on_samples is not None:
-                on_samples(len(chunk))
-    return total / max(1, len(order))
+            state.start = done
+            chunk_done(len(chunk))
+    loss = state.loss / max(1, len(order))
+    if not np.isfinite(loss):
+        raise DataError(
+            f"repetition {r} diverged in epoch {epoch + 1}: its loss is {loss}. "
+            f"Lower 'learning_rate' (now {config.learning_rate:g}), or scale the features."
+        )
+    log.debug("repetition %d, epoch %d of %d: loss %.4f", r, epoch + 1, config.epochs, loss)
+    state.epoch, state.start, state.loss = epoch + 1, 0, 0.0
+
+
+def _is_enough(samples: Samples, config: Config, partition: Partition, r: int, held_out: Int64, state: State) -> bool:
+    """Keep the weights if they are the best so far on the samples held out; whether training is to stop."""
+    checked = held_out_loss(samples, config, partition, r, held_out, state.encoder, state.learner)
+    if state.best is None or checked < state.best_loss:
+        state.best_loss, state.best, state.since_best = checked, state.learner.tensors(), 0
+    else:
+        state.since_best += 1
+    if state.since_best < config.patience:
+        return False
+    log.info("repetition %d stops after epoch %d: no better for %d epochs", r, state.epoch, state.since_best)
+    return True
 
 
 def rate_at(config: Config, epochs_done: float) -> float:

@@ -1,0 +1,64 @@
+"""Who may work in a run folder: one process that does all of it, or any number of shards, which take turns.
+
+The locks are those of the kernel (flock): they end with the process that holds them, however that ends. On a shared
+file system that does not pass them on, shards are still harmless to each other, as all that they write appears whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from machxc.errors import OutputError
+from machxc.files import output_errors
+from machxc.runs.folder import LOCK, TURN
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, shared: bool) -> Iterator[int]:
+    """Make the run folder, and hold it: alone, or with other shards. OutputError when others hold it otherwise."""
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _take(lock, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait until no other shard is at such a step."""
+    with output_errors(folder):
+        lock = os.open(folder / TURN, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # where there are no locks, turns are a courtesy
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def is_last(lock: int) -> bool:
+    """Whether no other shard holds the folder, as far as locks tell. Only for one that is about to leave it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _take(lock: int, folder: Path, kind: int) -> None:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
+            raise OSError(errno.EWOULDBLOCK, "the lock was replaced")
+    except OSError as error:
+        raise OutputError(
+            f"another process is training into {folder}; wait for it, or choose another output"
+        ) from error
