@@ -49,7 +49,7 @@ CHILD = """
 import os, signal, sys, types
 from pathlib import Path
 from machxc import files, run
-from machxc.data import store
+from machxc.data import conversion
 from machxc.config import Settings
 
 os.fsync = lambda descriptor: None
@@ -63,7 +63,7 @@ def at(name, function, n):
     return lambda *arguments, **named: function(*arguments, **named) if next(count, None) is not None else die()
 
 if point == "converting":
-    store.replace_folder = die
+    conversion.replace_folder = die
 elif point == "writing":  # in the middle of the third repetition's file
     write = files._write_all
     def _write_all(descriptor, view):

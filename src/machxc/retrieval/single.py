@@ -33,15 +33,17 @@ def probabilities(logits: Float32, values: Float32, loss: str, estimator: str) -
 
     -inf stays -inf.
     """
-    found: Float32 = np.exp(values - _log_sums(logits[:, 0])[:, None]) if loss == "softmax" else sigmoid(values)
+    found: Float32 = _softmax_of(logits[:, 0], values) if loss == "softmax" else sigmoid(values)
     found[values == -np.inf] = -np.inf
     return finish(found, "unbiased" if estimator == "unbiased" else "mean", 1, logits.shape[-1])
 
 
-def _log_sums(logits: Float32) -> Float32:
-    out = np.empty(len(logits), np.float32)
-    _log_sum_exp(logits, logits.max(axis=1), out)
-    return out
+def _softmax_of(logits: Float32, values: Float32) -> Float32:
+    """exp(value - top) / sum of exp(logit - top): the largest logit is taken off first, or large ones lose digits."""
+    tops, sums = logits.max(axis=1), np.empty(len(logits), np.float32)
+    _log_sum_exp(logits, tops, sums)
+    shares: Float32 = np.exp((values - tops[:, None]) - sums[:, None])
+    return shares
 
 
 @fast_kernel
@@ -55,6 +57,7 @@ def _reach(x: Float32, floor: np.float32) -> int:
 
 @fast_kernel
 def _log_sum_exp(logits: Float32, tops: Float32, out: Float32) -> None:
+    """The logarithm of the sum of exp(logit - top), a row."""
     bits = np.empty(_BLOCK, np.int32)
     powers = bits.view(np.float32)
     room = np.empty(_BLOCK, np.float32)
@@ -72,7 +75,7 @@ def _log_sum_exp(logits: Float32, tops: Float32, out: Float32) -> None:
             for b in range(n):
                 part += room[b]
             total += part
-        out[i] = top + np.float32(np.log(total))
+        out[i] = np.log(total)
 
 
 @kernel
