@@ -98,7 +98,7 @@ def measure(files: datasets.Files, jobs: int, settings: list[str]) -> _Result:
 
 
 def compile_kernels(jobs: int) -> None:
-    """Train and ask small models of both kinds on made-up samples, which leaves all kernels in Numba's cache."""
+    """Train and ask small models of all kinds on made-up samples, which leaves all kernels in Numba's cache."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         texts, numbers = Path(folder, "texts.jsonl"), Path(folder, "numbers.txt")
@@ -106,9 +106,9 @@ def compile_kernels(jobs: int) -> None:
         texts.write_text("".join(json.dumps({"text": row, "labels": [i % 9]}) + "\n" for i, row in enumerate(rows)))
         numbers.write_text("100 11 9\n" + "".join(f"{i % 9},{i % 8} {i % 11}:1\n" for i in range(100)))
         for data in (texts, numbers):
-            for hidden in ("0", "8"):
-                model = f"{folder}/{data.stem}-{hidden}"
-                command = [*_PROGRAM, "train", str(data), "--output", model, "--hidden", hidden, "--quiet"]
+            for kind in (("--hidden", "0"), ("--hidden", "8"), ("--learner", "counts", "--loss", "softmax")):
+                model = f"{folder}/{data.stem}-{kind[1]}"
+                command = [*_PROGRAM, "train", str(data), "--output", model, *kind, "--quiet"]
                 subprocess.run(command, check=True)
                 subprocess.run([*_PROGRAM, "evaluate", model, str(data), "--json"], check=True, capture_output=True)
                 answer_command = [sys.executable, __file__, "--answer", model, str(data), "--jobs", str(jobs)]
