@@ -53,8 +53,8 @@ _PARABEL, _BONSAI = "omikuji Parabel", "omikuji Bonsai"
 METHODS = (
     _ours("machxc", "defaults"),
     _ours("machxc-prune", "weights below 1 dropped (default: 0.5)", "--prune", "1"),
-    _ours("machxc-r4", "4 repetitions, by gradient (default: 8 to 32)", "--repetitions", "4", "--learner", "gradient"),
-    _ours("machxc-r16", "16 repetitions, by gradient (default: 8 to 32)", "--repetitions", "16", "--learner", "gradient"),
+    _ours("machxc-r4", "4 repetitions, by gradient", "--repetitions", "4", "--learner", "gradient"),
+    _ours("machxc-r16", "16 repetitions, by gradient", "--repetitions", "16", "--learner", "gradient"),
     _omikuji("omikuji-parabel", _PARABEL, "defaults: 3 balanced trees"),
     _omikuji("omikuji-parabel-1", _PARABEL, "1 tree", n_trees=1),
     _omikuji(
