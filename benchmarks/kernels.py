@@ -9,7 +9,8 @@ and multiply-adds of numbers that stay in registers.
 Then each kernel, a sample and repetition. A linear repetition reads the rows of a sample's f features (B numbers each),
 then reads and writes them once more to change them: 12 f B bytes pass through the core, of which 8 f B come from memory
 and go back there if the row is in no cache. A hidden layer of H units moves 12 f H bytes of rows, and 16 H bytes for
-each output that it computes. Rows are drawn evenly, or as words occur in texts (zipf: the n-th most frequent in
+each output that it computes, if these are sampled; where all are, it leaves out the units that are 0, about half, and
+moves 6 H. Rows are drawn evenly, or as words occur in texts (zipf: the n-th most frequent in
 proportion to 1 / n): then the busy ones stay in the caches. "of limit" is the time that the machine would take for that
 traffic, over the time taken: triad for what is in a cache, update for what is in memory. Rows at random places come
 slower than a stream: "forward" only reads a linear table's rows and adds them up.
@@ -211,8 +212,9 @@ def measure_shape(shape: Shape, limits: Limits, seconds: float) -> Iterator[list
     learner.table[:] = rng.standard_normal(shape.width).astype(np.float32) * np.float32(0.1)  # no page is shared zeros
     took = best(lambda: learner.train(rows, targets, (1e-3, 1e-3), 0), seconds)
     traffic = shape.traffic(4 * shape.width, 12 * shape.features * shape.width)
-    traffic.append((4 * shape.hidden * shape.buckets, 16 * shape.outputs * shape.hidden))
-    flops = 4 * shape.features * shape.width + 6 * shape.outputs * shape.hidden
+    of_output, multiplied = (16, 6) if shape.negatives else (6, 3)
+    traffic.append((4 * shape.hidden * shape.buckets, of_output * shape.outputs * shape.hidden))
+    flops = 4 * shape.features * shape.width + multiplied * shape.outputs * shape.hidden
     yield shown("train", shape, shape.table, took, traffic, flops, limits)
     if not shape.hidden:
         took = best(lambda: learner.logits(rows), seconds) / N
