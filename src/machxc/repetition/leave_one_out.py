@@ -92,11 +92,12 @@ def learn(
     chosen = _left_out(pairs, config, r)
     starts = np.searchsorted(pairs.buckets, np.arange(config.buckets + 1)).astype(np.int64)
     log_shares = counts.log_shares
+    bias, penalties, mean_value = PRIOR * log_shares, counts.penalties, counts.mean_value  # of all buckets: once
     for start in range(0, len(chosen), BATCH):
         batch = chosen[start : start + BATCH]
         order = pairs.members[batch].astype(np.int64)
         queries, targets = encoder(samples.features, order), bucket_targets(samples, order, partition, r)
-        near = _candidates(queries, targets, pairs.buckets[batch], counts, weights, PRIOR * log_shares)
+        near = _candidates(queries, targets, pairs.buckets[batch], counts, weights, bias)
         buckets, places = np.unique(near[near >= 0], return_inverse=True)
         near[near >= 0] = places
         members = _members(samples, encoder, pairs, starts, buckets)
@@ -104,9 +105,9 @@ def learn(
             queries.indptr, queries.rows, queries.weights, batch, near, buckets,
             members.starts, members.pairs, members.rows.indptr, members.rows.rows, members.rows.weights, pairs.weights,
             counts.starts, counts.entries, counts.counts, weights, counts.background,
-            counts.shares, counts.lengths, counts.features, log_shares, counts.penalties, counts.smoothing,
+            counts.shares, counts.lengths, counts.features, log_shares, penalties, counts.smoothing,
             learnt.scale, learnt.lack, learnt.prior, squares.scale, squares.lack, squares.prior, sums,
-            counts.mean_value, calm, _room(queries, members), start, len(chosen),
+            mean_value, calm, _room(queries, members), start, len(chosen),
         )  # fmt: skip
         if on_samples is not None:
             on_samples(0)
