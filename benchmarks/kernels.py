@@ -309,7 +309,7 @@ def made_stored(shape: Shape, rng: np.random.Generator) -> dict[str, npt.NDArray
 def made_config(shape: Shape) -> Config:
     """A configuration of this shape; what the kernels do not look at is as good as any."""
     return Config(
-        n_labels=25_000, n_features=2**32, learner="gradient", smoothing=1.0, left_out=0, repetitions=1,
+        n_labels=25_000, n_features=2**32, learner="gradient", smoothing=1.0, left_out=0, associations=0, repetitions=1,
         buckets=shape.buckets, hidden=shape.hidden, negatives=shape.negatives, loss="bce", epochs=1,
         learning_rate=1.0, dropout=0.0,
         prune=0.2, feature_bits=18, min_count=1, sublinear_tf=True, idf=True, l2=True, estimator="mean",

@@ -23,7 +23,8 @@ REPETITION = "repetition-00000.safetensors"
 FACTS: dict[str, Any] = {
     "n_labels": 5, "n_features": 2**32, "learner": "gradient", "repetitions": 2, "buckets": 3, "hidden": 0,
     "negatives": 0, "loss": "softmax", "epochs": 1, "learning_rate": 0.1, "dropout": 0.0, "smoothing": 1.0,
-    "left_out": 0, "prune": 0.0, "feature_bits": 3, "min_count": 1, "sublinear_tf": False, "idf": True, "l2": True,
+    "left_out": 0, "associations": 0,
+    "prune": 0.0, "feature_bits": 3, "min_count": 1, "sublinear_tf": False, "idf": True, "l2": True,
     "estimator": "mean", "validation_fraction": 0.0, "patience": 1, "seed": 0, "text": TextConfig(),
 }  # fmt: skip
 NAMES = LabelNames.strings(["naïve", "b", "café", "a", "京都"])

@@ -64,7 +64,9 @@ def test_every_setting_chooses_itself_within_its_bounds(facts: Facts, jobs: int,
     assert all(getattr(plan.config, name) is not None for name in NAMES)  # bounds are checked by Config
     counted = plan.config.learner == "counts"
     assert plan.reasons.keys() >= (
-        ALWAYS_REASONED - OF_STEPS | {"learner", "smoothing", "left_out"} if counted else ALWAYS_REASONED
+        ALWAYS_REASONED - OF_STEPS | {"learner", "smoothing", "left_out", "associations"}
+        if counted
+        else ALWAYS_REASONED
     )
     assert all(plan.reasons.values())
     assert (plan.config.n_labels, plan.config.n_features) == (facts.n_labels, facts.n_features)
@@ -84,7 +86,7 @@ def test_the_number_of_jobs_changes_no_setting(facts: Facts, jobs: int) -> None:
 
 GIVEN: dict[str, Any] = {
     "learner": "gradient", "repetitions": 7, "buckets": 123, "hidden": 33, "negatives": 5, "loss": "softmax",
-    "epochs": 11, "learning_rate": 0.125, "dropout": 0.25, "smoothing": 2.5, "left_out": 7,
+    "epochs": 11, "learning_rate": 0.125, "dropout": 0.25, "smoothing": 2.5, "left_out": 7, "associations": 11,
     "prune": 0.5, "feature_bits": 13, "min_count": 4, "sublinear_tf": False, "idf": False, "l2": False,
     "estimator": "median",
     "validation_fraction": 0.125, "patience": 9, "seed": 42,

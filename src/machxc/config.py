@@ -36,6 +36,7 @@ BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
     "dropout": (float, 0.0, 0.99),
     "smoothing": (float, 1e-6, 1e9),
     "left_out": (int, 0, MAX_ID),
+    "associations": (int, 0, MAX_ID),
     "prune": (float, 0.0, 1e6),
     "feature_bits": (int, 1, 32),
     "min_count": (int, 1, MAX_ID),
@@ -110,7 +111,8 @@ class Settings:
     repetitions R, buckets B (a repetition), hidden (units; 0 is the linear model), negatives (sampled buckets a sample;
     0 is all of them), loss ("softmax" or "bce"), epochs, learning_rate (initial, decays linearly to 0), dropout
     (probability that an input feature is left out), smoothing (counts: background samples added to those of a bucket),
-    left_out (counts: samples that are left out of their own bucket, to learn how much each feature says), prune (linear
+    left_out (counts: samples that are left out of their own bucket, to learn how much each feature says),
+    associations (counts: as many that show which features go together), prune (linear
     model: weights nearer to 0 are not stored), feature_bits (features are hashed to 2**bits slots), min_count (slots
     seen in fewer training samples are dropped), sublinear_tf, idf, l2 (weighting of features),
     estimator (how R bucket scores become a label's score), validation_fraction and patience (early stopping: held-out
@@ -128,6 +130,7 @@ class Settings:
     dropout: float | None = None
     smoothing: float | None = None
     left_out: int | None = None
+    associations: int | None = None
     prune: float | None = None
     feature_bits: int | None = None
     min_count: int | None = None
@@ -181,6 +184,7 @@ class Config:
     dropout: float
     smoothing: float
     left_out: int
+    associations: int
     prune: float
     feature_bits: int
     min_count: int

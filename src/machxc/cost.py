@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from machxc.config import NARROW, Config
 from machxc.facts import Facts
+from machxc.repetition.associations import MOST_ROWS
 from machxc.repetition.chunks import CHUNK, CHUNK_VALUES, WINDOW, WINDOW_BYTES
 
 RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
@@ -20,8 +21,10 @@ FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the cac
 # bytes a second that the kernels were seen to move (benchmarks/kernels.py), on tables in the caches and in memory
 LINEAR_RATES, HIDDEN_RATES = (36e9, 17e9), (60e9, 35e9)
 REPEATED = -0.25  # of the meetings of features and buckets, the share that are the first: samples a label to this power
+ALL_ADDED, ADDED = 28.0, 1.4  # features a sample with which associations double the entries; power of fewer
 COUNTING = 60e-9  # seconds a meeting, where weights are counted
 LEAVING_OUT, MOST_LEAVING_OUT = 40e-12, 0.7e-3  # seconds a left-out sample: for a feature in the data, and at most
+ASSOCIATING = 1.4e-6  # seconds a feature of a sample that shows what goes with what
 PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
 READING = 0.4e-6  # seconds a feature of a text, to read it and to hash it
 STARTING = 1.2  # seconds to start, and to load compiled kernels
@@ -96,12 +99,23 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
     guess = int(_meetings(facts) * min(1.0, max(1.0, facts.per_label) ** REPEATED))
     entries = guess if facts.n_met is None else facts.n_met
     entry = 4 if config.buckets <= NARROW else 6
-    stored = 4 * slots + 12 * rows + entry * entries + 4 * config.buckets
+    added = _added(config, facts, entries)
+    stored = 4 * slots + 12 * rows + entry * (entries + added) + 4 * config.buckets
     pairs = 12 * facts.n_pairs + 16 * facts.n_samples
     if config.left_out:
         pairs += 24 * facts.n_pairs + 20 * rows
-    repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + stored + _chunk(facts)
+    beside = stored + _chunk(facts)
+    if added:
+        beside += 8 * added + max(2 * min(rows, MOST_ROWS) ** 2, 4 * (entries + added))
+    repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + beside
     return stored, repetition, 4 * config.buckets
+
+
+def _added(config: Config, facts: Facts, entries: int) -> int:
+    """Entries for what goes with what was counted: fewer where samples have few features that could."""
+    if not config.associations or facts.per_label <= 1.0:
+        return 0
+    return int(entries * min(1.0, (facts.per_sample / ALL_ADDED) ** ADDED))
 
 
 def _data(facts: Facts) -> int:
@@ -169,6 +183,7 @@ def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
     before = STARTING + READING * facts.n_values
     if config.learner == "counts":
         learning = config.left_out * min(MOST_LEAVING_OUT, LEAVING_OUT * facts.n_values)
+        learning += ASSOCIATING * min(config.associations, facts.n_pairs) * facts.per_sample
         return before + config.repetitions * (COUNTING * _meetings(facts) + learning)
     width = config.hidden or config.buckets
     outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets

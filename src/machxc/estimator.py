@@ -53,7 +53,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     learner, repetitions, buckets, hidden, negatives, loss, epochs, learning_rate, dropout, smoothing, left_out, \
-    prune, feature_bits, min_count, sublinear_tf, idf, l2, estimator, validation_fraction, patience : default=None
+    associations, prune, feature_bits, min_count, sublinear_tf, idf, l2, estimator, validation_fraction, \
+    patience : default=None
         See `machxc.config.Settings`. None: chosen from the data. ``estimator`` names how the scores of a label's R
         buckets become its score; it is a str, not an estimator object.
     words, chars_min, chars_max : int, default=None
@@ -99,6 +100,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         dropout: float | None = None,
         smoothing: float | None = None,
         left_out: int | None = None,
+        associations: int | None = None,
         prune: float | None = None,
         feature_bits: int | None = None,
         min_count: int | None = None,
@@ -129,6 +131,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.dropout = dropout
         self.smoothing = smoothing
         self.left_out = left_out
+        self.associations = associations
         self.prune = prune
         self.feature_bits = feature_bits
         self.min_count = min_count

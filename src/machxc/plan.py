@@ -29,6 +29,7 @@ _FEW_BITS, _MOST_BITS, _MOST_COUNTED_BITS = 8, 20, 22
 # weights are counted, not learnt, where there are so many labels, with so few samples each, and so few a sample
 _MANY_LABELS, _COUNTED_PER_LABEL, _COUNTED_LABELS = 10_000, 20.0, 2.0
 LEFT_OUT = 20_000  # samples, at most: more are hardly worth their time
+ASSOCIATIONS = 50_000  # samples, at most
 # what only learning by gradient has
 _OF_GRADIENT = ("hidden", "negatives", "loss", "epochs", "learning_rate", "dropout", "validation_fraction", "patience")
 
@@ -155,8 +156,8 @@ class _Chooser:
         """Take what was given, choose the rest, in an order in which reasons build on each other."""
         for name in (
             "learner", "loss", "hidden", "buckets", "repetitions", "negatives", "epochs", "learning_rate", "dropout",
-            "smoothing", "left_out", "prune", "min_count", "feature_bits", "sublinear_tf", "idf", "l2", "estimator",
-            "validation_fraction", "patience", "seed",
+            "smoothing", "left_out", "associations", "prune", "min_count", "feature_bits", "sublinear_tf", "idf", "l2",
+            "estimator", "validation_fraction", "patience", "seed",
         ):  # fmt: skip
             if name in self.given:
                 self.values[name] = self.given[name]
@@ -274,6 +275,9 @@ class _Chooser:
 
     def _left_out(self) -> tuple[int, str]:
         return (LEFT_OUT, "samples show, left out of their bucket, what features say") if self.counted() else (0, "")
+
+    def _associations(self) -> tuple[int, str]:
+        return (ASSOCIATIONS, "samples show which features go together") if self.counted() else (0, "")
 
     def _prune(self) -> tuple[float, str]:
         return 0.5, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""

@@ -20,7 +20,8 @@ Float64 = npt.NDArray[np.float64]
 FACTS: dict[str, Any] = {
     "n_labels": 30, "n_features": 50, "learner": "gradient", "repetitions": 2, "buckets": 8, "hidden": 0,
     "negatives": 0, "loss": "softmax", "epochs": 2, "learning_rate": 1.0, "dropout": 0.0, "smoothing": 1.0,
-    "left_out": 0, "prune": 0.0, "feature_bits": 6, "min_count": 1, "sublinear_tf": False, "idf": False, "l2": True,
+    "left_out": 0, "associations": 0,
+    "prune": 0.0, "feature_bits": 6, "min_count": 1, "sublinear_tf": False, "idf": False, "l2": True,
     "estimator": "mean", "validation_fraction": 0.0, "patience": 1, "seed": 0, "text": None,
 }  # fmt: skip
 

@@ -46,6 +46,7 @@ SETTINGS = {
         "N",
         "samples left out of their own bucket, to learn how much each feature says (learner counts only)",
     ),
+    "associations": ("N", "samples that show which features go together (learner counts only)"),
     "prune": ("W", "weights closer to 0 than this are not stored (linear model only)"),
     "sublinear_tf": (None, "take 1 + the logarithm of counts"),
     "idf": (None, "weigh features by how few samples have them"),

@@ -31,6 +31,7 @@ from machxc.compiled import fast_kernel, kernel
 from machxc.config import NARROW, Config
 from machxc.partition import Partition
 from machxc.repetition.arithmetic import Int32, to_half
+from machxc.repetition.associations import Added, associate, merge
 from machxc.repetition.chunks import OnSamples, chunk_size
 from machxc.repetition.counts import CALM, Counts, Pairs, shared, weight_of
 from machxc.repetition.encode import Encoder, Rows, fit_encoder
@@ -56,6 +57,9 @@ def count_repetition(
     learnt = Learnt.nothing(len(encoder.row_weights))
     if config.left_out:
         learnt = learn(samples, encoder, partition, pairs, counts, weights, config, r, calm, on_samples)
+    added = Added.nothing(len(encoder.row_weights))
+    if config.associations:
+        added = associate(samples, encoder, pairs, counts, calm * learnt.scale, config, r, on_samples)
     bias = learnt.prior * counts.log_shares
     kept = _take_in(
         counts.starts, counts.entries, counts.counts, weights, counts.shares, counts.lengths, counts.features,
@@ -63,14 +67,20 @@ def count_repetition(
     )  # fmt: skip
     starts, entries = counts.starts, counts.entries
     del counts  # before copies are made
-    return {
-        "slots": encoder.slots,
-        "row_weights": encoder.row_weights,
-        "starts": starts,
-        "buckets": entries[:kept].astype(np.uint16 if config.buckets <= NARROW else np.uint32),
-        "weights": to_half(weights[:kept]),
-        "bias": calm * bias,
-    }
+    table = _merged(starts, entries[:kept], weights[:kept], added, config)
+    return {"slots": encoder.slots, "row_weights": encoder.row_weights, **table, "bias": calm * bias}
+
+
+def _merged(starts: Int64, entries: UInt32, weights: Float32, added: Added, config: Config) -> dict[str, Array]:
+    """What was counted, and what was added to it, as it is stored."""
+    kind = np.uint16 if config.buckets <= NARROW else np.uint32
+    if not len(added.entries):
+        return {"starts": starts, "buckets": entries.astype(kind), "weights": to_half(weights)}
+    room, merged = len(entries) + len(added.entries), np.zeros_like(starts)
+    buckets, values = np.empty(room, kind), np.empty(room, np.float32)
+    prune = np.float32(config.prune)
+    n = merge(starts, entries, weights, added.starts, added.entries, added.weights, prune, merged, buckets, values)
+    return {"starts": merged, "buckets": buckets[:n], "weights": to_half(values[:n])}
 
 
 def _count(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from machxc.compiled import inline
-from machxc.samples import Float32, Int64, UInt32
+from machxc.repetition.encode import Encoder, Rows
+from machxc.samples import Float32, Int64, Samples, UInt32
 
 POWER, LENGTH, PRIOR, UNSEEN, CALM = 0.7, 0.4, 0.5, 0.01, 2.4  # measured on names, terms and queries: docs/algorithm.md
+MEMBERS = 16  # samples of a bucket that tell what its samples have
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,29 @@ class Counts:
         """m: the mean value of a feature in a sample."""
         total = self.features.sum(dtype=np.float64)
         return np.float32(self.lengths.sum(dtype=np.float64) / total if total else 1.0)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Samples of some buckets: those of the i-th are the rows starts[i] to starts[i + 1]; numbers of their pairs."""
+
+    starts: Int64
+    pairs: Int64
+    rows: Rows
+
+
+def members_of(samples: Samples, encoder: Encoder, pairs: Pairs, starts: Int64, buckets: Int64) -> Members:
+    """The first MEMBERS samples of each bucket, encoded; ``starts`` int64 [B + 1]: where the pairs of each begin."""
+    lengths = np.minimum(starts[buckets + 1] - starts[buckets], MEMBERS)
+    bounds = np.concatenate(([0], np.cumsum(lengths)))
+    numbers = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths) + np.repeat(starts[buckets], lengths)
+    return Members(bounds, numbers, encoder(samples.features, pairs.members[numbers].astype(np.int64)))
+
+
+def with_others(pairs: Pairs, n_buckets: int) -> Int64:
+    """Numbers of the pairs that leave something in their bucket when they are left out: int64."""
+    rest = np.bincount(pairs.buckets, pairs.weights, n_buckets)[pairs.buckets] - pairs.weights
+    return np.flatnonzero((pairs.weights > 0) & (rest > 1e-3 * pairs.weights)).astype(np.int64)
 
 
 @inline

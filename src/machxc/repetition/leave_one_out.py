@@ -33,12 +33,22 @@ from machxc.partition import Partition
 from machxc.repetition import random
 from machxc.repetition.arithmetic import Int32
 from machxc.repetition.chunks import OnSamples
-from machxc.repetition.counts import LENGTH, PRIOR, Counts, Pairs, shared, weight_of
+from machxc.repetition.counts import (
+    LENGTH,
+    PRIOR,
+    Counts,
+    Members,
+    Pairs,
+    members_of,
+    shared,
+    weight_of,
+    with_others,
+)
 from machxc.repetition.encode import Encoder, Rows
 from machxc.repetition.targets import Targets, bucket_targets
 from machxc.samples import Float32, Int64, Samples, UInt32
 
-CANDIDATES, MEMBERS = 20, 16  # buckets that a sample is compared with; samples of each that tell what it may lack
+CANDIDATES = 20  # buckets that a sample is compared with
 RATE, PRIOR_RATE = 0.1, 0.01
 PASSES = 4  # over the samples, where there are few
 BATCH = 256  # left-out samples prepared at a time
@@ -58,15 +68,6 @@ class Learnt:
     def nothing(cls, n_rows: int) -> Learnt:
         """What counting alone holds."""
         return cls(np.ones(n_rows, np.float32), np.zeros(n_rows, np.float32), np.full(1, PRIOR, np.float32))
-
-
-@dataclass(frozen=True)
-class _Members:
-    """Samples of some buckets: those of the i-th are the rows starts[i] to starts[i + 1]; numbers of their pairs."""
-
-    starts: Int64
-    pairs: Int64
-    rows: Rows
 
 
 def learn(
@@ -100,7 +101,7 @@ def learn(
         near = _candidates(queries, targets, pairs.buckets[batch], counts, weights, bias)
         buckets, places = np.unique(near[near >= 0], return_inverse=True)
         near[near >= 0] = places
-        members = _members(samples, encoder, pairs, starts, buckets)
+        members = members_of(samples, encoder, pairs, starts, buckets)
         _learn(
             queries.indptr, queries.rows, queries.weights, batch, near, buckets,
             members.starts, members.pairs, members.rows.indptr, members.rows.rows, members.rows.weights, pairs.weights,
@@ -116,8 +117,7 @@ def learn(
 
 def _left_out(pairs: Pairs, config: Config, r: int) -> Int64:
     """The pairs to learn from, in random order: those that leave something in their bucket, up to PASSES times."""
-    rest = np.bincount(pairs.buckets, pairs.weights, config.buckets)[pairs.buckets] - pairs.weights
-    able = np.flatnonzero((pairs.weights > 0) & (rest > 1e-3 * pairs.weights)).astype(np.int64)
+    able = with_others(pairs, config.buckets)
     orders = []
     for turn in range(min(PASSES, -(-config.left_out // max(1, len(able))))):
         orders.append(able.copy())
@@ -137,15 +137,7 @@ def _candidates(queries: Rows, targets: Targets, own: UInt32, counts: Counts, we
     return near
 
 
-def _members(samples: Samples, encoder: Encoder, pairs: Pairs, starts: Int64, buckets: Int64) -> _Members:
-    """The first MEMBERS samples of each bucket, encoded."""
-    lengths = np.minimum(starts[buckets + 1] - starts[buckets], MEMBERS)
-    bounds = np.concatenate(([0], np.cumsum(lengths)))
-    numbers = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths) + np.repeat(starts[buckets], lengths)
-    return _Members(bounds, numbers, encoder(samples.features, pairs.members[numbers].astype(np.int64)))
-
-
-def _room(queries: Rows, members: _Members) -> int:
+def _room(queries: Rows, members: Members) -> int:
     """How many features a query and a bucket's members may have between them."""
     of_buckets = members.rows.indptr[members.starts]
     return int(np.diff(queries.indptr).max(initial=0) + np.diff(of_buckets).max(initial=0))
