@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 import numba
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -34,3 +36,13 @@ def fast_kernel(function: _F) -> _F:
 def inline(function: _F) -> _F:
     """Compile a helper that is small enough to be inlined into the kernels that call it."""
     return cast(_F, numba.njit(nogil=True, cache=True, inline="always")(function))
+
+
+@intrinsic
+def float_of_bits(typing_context, bits):  # type: ignore[no-untyped-def]  # as Numba wants it
+    """In a kernel: the float32 whose bits an int32 holds: ``view`` for one number, in a register."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return numba.types.float32(numba.types.int32), emit

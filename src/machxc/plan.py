@@ -23,7 +23,7 @@ _FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many
 _FEW_SAMPLES = 50_000  # below, a lower learning rate, and more repetitions, which cost little
 _MANY_MORE_SAMPLES = 1_000_000  # from here on, fewer
 _FEW_PER_LABEL = 3.0  # samples a label: below, every token counts
-_ONE_TO_ONE = 128  # labels: up to here each gets a bucket of its own
+_ONE_TO_ONE = 256  # labels: up to here each gets a bucket of its own
 _COUNTED_ONE_TO_ONE = 1 << 20  # and up to here where weights are counted: rows have entries for what they met only
 _FEW_BITS, _MOST_BITS, _MOST_COUNTED_BITS = 8, 20, 22
 # weights are counted, not learnt, where there are so many labels, with so few samples each, and so few a sample

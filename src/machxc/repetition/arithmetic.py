@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import fast_kernel, inline
+from machxc.compiled import fast_kernel, float_of_bits, inline
 from machxc.samples import Float32
 
 Int32 = npt.NDArray[np.int32]
@@ -28,27 +28,32 @@ def to_half(x: Float32) -> npt.NDArray[np.float16]:
     return out
 
 
-@fast_kernel
-def exponential(x: Float32, bits: Int32, powers: Float32) -> None:
-    """x = exp(x) in place, within 4e-6 relative (3e-7 for x in [-1, 1]). ``powers`` is ``bits`` viewed as float32.
+@inline
+def exp(x: np.float32) -> np.float32:
+    """exp(x), within 4e-6 relative (3e-7 for x in [-1, 1]); vectorises, as the library's does not.
 
     exp(x) = 2**n * 2**f with n the integer part of x * log2(e): n goes into the exponent's bits, 2**f is a polynomial.
     Beyond x = +-87.3 the result is 2**+-126. The error grows with x as x * log2(e) is rounded to a float32.
     """
+    y = x * np.float32(1.44269504)
+    y = max(min(y, np.float32(126.0)), np.float32(-126.0))
+    n = np.floor(y)
+    f = y - n
+    p = np.float32(1.8775767e-3)
+    p = p * f + np.float32(8.9893397e-3)
+    p = p * f + np.float32(5.5826318e-2)
+    p = p * f + np.float32(2.4015361e-1)
+    p = p * f + np.float32(6.9315308e-1)
+    p = p * f + np.float32(9.9999994e-1)
+    power: np.float32 = p * float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    return power
+
+
+@fast_kernel
+def exponential(x: Float32, bits: Int32, powers: Float32) -> None:
+    """x = exp(x) in place."""
     for i in range(len(x)):
-        y = x[i] * np.float32(1.44269504)
-        y = max(min(y, np.float32(126.0)), np.float32(-126.0))
-        n = np.floor(y)
-        f = y - n
-        bits[i] = (np.int32(n) + np.int32(127)) << np.int32(23)
-        p = np.float32(1.8775767e-3)
-        p = p * f + np.float32(8.9893397e-3)
-        p = p * f + np.float32(5.5826318e-2)
-        p = p * f + np.float32(2.4015361e-1)
-        p = p * f + np.float32(6.9315308e-1)
-        x[i] = p * f + np.float32(9.9999994e-1)
-    for i in range(len(x)):
-        x[i] *= powers[i]
+        x[i] = exp(x[i])
 
 
 @fast_kernel
