@@ -6,12 +6,12 @@ First the machine's limits, measured here by small loops: `triad` (a = b + s * c
 `update` (y += s * x with a short x: one read, one written back) at sizes that fit the caches and at one that does not,
 and multiply-adds of numbers that stay in registers.
 
-Then each kernel, a sample and repetition. A linear repetition reads the rows of a sample's f features (B numbers each),
-then reads and writes them once more to change them: 12 f B bytes pass through the core, of which 8 f B come from memory
-and go back there if the row is in no cache. A hidden layer of H units moves 12 f H bytes of rows, and 16 H bytes for
-each output that it computes, if these are sampled; where all are, it leaves out the units that are 0, about half, and
-moves 6 H. Rows are drawn evenly, or as words occur in texts (zipf: the n-th most frequent in
-proportion to 1 / n): then the busy ones stay in the caches. "of limit" is the time that the machine would take for that
+Then each kernel, a sample and repetition. A linear repetition reads the rows of a sample's f features (B numbers of 16
+bits each), then reads and writes them once more to change them: 6 f B bytes pass through the core, of which 4 f B come
+from memory and go back there if the row is in no cache. A hidden layer of H units moves 12 f H bytes of rows, and 16 H
+bytes for each output that it computes, if these are sampled; where all are, it leaves out the units that are 0, about
+half, and moves 6 H. Rows are drawn evenly, or as words occur in texts (zipf: the n-th most frequent in proportion to
+1 / n): then the busy ones stay in the caches. "of limit" is the time that the machine would take for that
 traffic, over the time taken: triad for what is in a cache, update for what is in memory. Rows at random places come
 slower than a stream: "forward" only reads a linear table's rows and adds them up.
 Threads' CPU time, the best of some rounds.
@@ -32,6 +32,7 @@ from machxc.compiled import fast_kernel
 from machxc.config import Config
 from machxc.partition import HashPartition
 from machxc.repetition.arithmetic import add_row
+from machxc.repetition.bfloat import to_bfloat
 from machxc.repetition.encode import Rows, fit_encoder
 from machxc.repetition.linear import LinearLearner, LinearScorer
 from machxc.repetition.network import NetworkLearner, NetworkScorer
@@ -67,7 +68,12 @@ class Shape:
     @property
     def table(self) -> int:
         """Bytes of the weights in training."""
-        return 4 * (self.rows * self.width + self.hidden * self.buckets)
+        return self.weight * self.rows * self.width + 4 * self.hidden * self.buckets
+
+    @property
+    def weight(self) -> int:
+        """Bytes of a weight of the input table in training."""
+        return 4 if self.hidden else 2
 
     @property
     def outputs(self) -> int:
@@ -209,16 +215,17 @@ def measure_shape(shape: Shape, limits: Limits, seconds: float) -> Iterator[list
     config = made_config(shape)
     kind = NetworkLearner if shape.hidden else LinearLearner
     learner = kind.start(config, 0, shape.rows, np.zeros(shape.buckets, np.float32))
-    learner.table[:] = rng.standard_normal(shape.width).astype(np.float32) * np.float32(0.1)  # no page is shared zeros
+    row = rng.standard_normal(shape.width).astype(np.float32) * np.float32(0.1)
+    learner.table[:] = row if shape.hidden else to_bfloat(row)  # no page is shared zeros
     took = best(lambda: learner.train(rows, targets, (1e-3, 1e-3), 0), seconds)
-    traffic = shape.traffic(4 * shape.width, 12 * shape.features * shape.width)
+    traffic = shape.traffic(shape.weight * shape.width, 3 * shape.weight * shape.features * shape.width)
     of_output, multiplied = (16, 6) if shape.negatives else (6, 3)
     traffic.append((4 * shape.hidden * shape.buckets, of_output * shape.outputs * shape.hidden))
     flops = 4 * shape.features * shape.width + multiplied * shape.outputs * shape.hidden
     yield shown("train", shape, shape.table, took, traffic, flops, limits)
     if not shape.hidden:
         took = best(lambda: learner.logits(rows), seconds) / N
-        moved = 4 * shape.features * shape.width
+        moved = shape.weight * shape.features * shape.width
         yield [
             "forward",
             str(shape),

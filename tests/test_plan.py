@@ -355,7 +355,7 @@ def test_plain_data_is_json() -> None:
 
 CHANGES: dict[str, tuple[dict[str, Any], float, float]] = {  # what is changed, by how much memory and time grow
     "buckets": ({"buckets": 1000}, 2.0, 2.0),
-    "slots": ({"feature_bits": 12}, 0.1, 1.0),
+    "slots": ({"feature_bits": 12}, 0.13, 1.0),
     "repetitions": ({"repetitions": 32}, 1.0, 2.0),
     "epochs": ({"epochs": 9}, 1.0, 3.0),
 }
@@ -418,7 +418,7 @@ print(json.dumps({"planned": plan.training_bytes, "peak": peak, "model": plan.mo
 @pytest.mark.parametrize(
     ("jobs", "chosen", "from_file"),
     [
-        (1, {"hidden": 0, "buckets": 1000, "repetitions": 2, "epochs": 1}, False),
+        (1, {"hidden": 0, "buckets": 1500, "repetitions": 2, "epochs": 1}, False),
         (2, {"hidden": 0, "buckets": 500, "repetitions": 2, "epochs": 1}, True),
         (1, {"learner": "counts"}, False),
         (1, {"learner": "counts", "buckets": 1000}, True),

@@ -8,10 +8,12 @@ then depends on the processor's vector width, never on the run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -46,3 +48,26 @@ def float_of_bits(typing_context, bits):  # type: ignore[no-untyped-def]  # as N
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return numba.types.float32(numba.types.int32), emit
+
+
+def _prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """The line of the cache with ``array[index]`` (one dimension): begin to read it, it will be needed and changed.
+
+    A hint to the processor, which changes no result; what is not there to be read is no error.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        view = context.make_array(kind)(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, kind, view, [arguments[1]])
+        number = ir.IntType(32)
+        called = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [place.type], called)
+        builder.call(function, [place, *(ir.Constant(number, value) for value in (_TO_WRITE, _NEAR, _DATA))])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+_TO_WRITE, _NEAR, _DATA = 1, 2, 1  # of LLVM's prefetch
+prefetch: Callable[[Any, int], None] = intrinsic(_prefetch)

@@ -19,7 +19,7 @@ MOST_KEPT = 0.7  # share that is left where features and buckets meet all the ti
 CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights and its chunk of features
 FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
 # bytes a second that the kernels were seen to move (benchmarks/kernels.py), on tables in the caches and in memory
-LINEAR_RATES, HIDDEN_RATES = (36e9, 17e9), (60e9, 35e9)
+LINEAR_RATES, HIDDEN_RATES = (28e9, 14e9), (60e9, 35e9)
 REPEATED = -0.25  # of the meetings of features and buckets, the share that are the first: samples a label to this power
 ALL_ADDED, ADDED = 28.0, 1.4  # features a sample with which associations double the entries; power of fewer
 COUNTING = 60e-9  # seconds a meeting, where weights are counted
@@ -90,8 +90,13 @@ def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, i
     output = config.buckets * config.hidden
     kept = int(_kept(config, facts, rows) * rows * width)
     stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else 4 * kept)
-    repetition = 4 * (rows * width + output) + 16 * rows + _beside(config, facts, stored, kept)
+    repetition = _weight(config) * rows * width + 4 * output + 16 * rows + _beside(config, facts, stored, kept)
     return stored, repetition, 4 * config.repetitions * output
+
+
+def _weight(config: Config) -> int:
+    """Bytes of a weight of the table in training: a linear model's are rounded (see bfloat.py)."""
+    return 4 if config.hidden else 2
 
 
 def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, int, int]:
@@ -188,7 +193,7 @@ def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
     width = config.hidden or config.buckets
     outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets
     of_output = 16 if config.negatives else 8  # all outputs: half of the hidden units are 0, and are not read
-    moved = 12 * facts.per_sample * width + of_output * outputs * config.hidden
-    rate = (HIDDEN_RATES if config.hidden else LINEAR_RATES)[4 * rows * width > FAST_CACHE]
+    moved = 3 * _weight(config) * facts.per_sample * width + of_output * outputs * config.hidden
+    rate = (HIDDEN_RATES if config.hidden else LINEAR_RATES)[_weight(config) * rows * width > FAST_CACHE]
     trained = config.repetitions * config.epochs * facts.n_samples
     return before + trained * (PER_SAMPLE + moved / rate)

@@ -126,29 +126,66 @@ def gradient_of(z: Float64, targets: list[int], kind: str) -> Float64:
 
 @dataclass
 class PlainLinear:
-    """z = bias + the rows of the features, weighted."""
+    """z = bias + the rows of the features, weighted. Weights are exact, or rounded at random to bfloat16."""
 
     table: Float64
     bias: Float64
     kind: str
+    state: int | None = None
 
     def __post_init__(self) -> None:
         self.squares = np.zeros(len(self.table))
         self.bias_square = 0.0
+        self.position = 0
 
     def step(self, row: list[tuple[int, float]], targets: list[int], weight: float, rate: float) -> float:
+        self.position += 1
         if self.kind == "softmax" and not targets:
             return 0.0
         z = self.bias + sum((w * self.table[i] for i, w in row), np.zeros_like(self.bias))
         g = weight * gradient_of(z, targets, self.kind)
-        for i, w in row:
+        for j, (i, w) in enumerate(row):
             self.squares[i] += w * w * (g @ g)
             if self.squares[i] > 0:
                 self.table[i] -= rate * w * g / np.sqrt(self.squares[i])
+                self._round(i, j)
         self.bias_square += float(g @ g)
         if self.bias_square > 0:
             self.bias -= 0.1 * rate * g / np.sqrt(self.bias_square)
         return weight * loss_of(z, targets, self.kind)
+
+    def _round(self, i: int, j: int) -> None:
+        if self.state is not None:
+            drawn = splitmix64(self.state, self.position - 1)
+            cuts = [(plain_noise(drawn, b) + plain_turn(drawn, j)) % 2**16 for b in range(len(self.bias))]
+            bits = [plain_rounded(*one) for one in zip(self.table[i].astype(np.float32), cuts, strict=True)]
+            self.table[i] = (np.array(bits, np.uint32) << 16).view(np.float32)
+
+
+def plain_rounded(exact: np.float32, cut: int) -> int:
+    """The bits of a bfloat16 next to ``exact``: its own and a cut below 2**16, added up, without the lower 16."""
+    return ((int(exact.view(np.uint32)) + cut) % 2**32) >> 16
+
+
+def plain_noise(state: int, place: int) -> int:
+    """The 16 bits of noise in a place: lowbias32 of the lower half of the state, and the place."""
+    h = (state + place) % 2**32
+    h = ((h ^ h >> 16) * 0x7FEB352D) % 2**32
+    h = ((h ^ h >> 15) * 0x846CA68B) % 2**32
+    return (h ^ h >> 16) % 2**16
+
+
+def plain_turn(state: int, j: int) -> int:
+    """By how much the j-th feature of a sample turns its noise."""
+    return splitmix64(state, j) % 2**16
+
+
+def splitmix64(state: int, position: int) -> int:
+    """The output of SplitMix64 (Steele, Lea and Flood 2014) at a position."""
+    z = (state + (position + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
 
 
 @dataclass

@@ -6,22 +6,29 @@ import numpy as np
 import pytest
 from plain import PlainLinear, config_of, loss_of, random_samples, rows_of, targets_of
 
+from machxc.repetition.bfloat import from_bfloat, to_bfloat
 from machxc.repetition.encode import Rows
 from machxc.repetition.linear import LinearLearner, LinearScorer
 from machxc.repetition.targets import Targets
+from machxc.samples import Float32
 
 ROWS, BUCKETS = 12, 7
 RATES = (1.0, 0.4)
 
 
-def twins(kind: str, seed: int = 0, *, zero: bool = False) -> tuple[LinearLearner, PlainLinear]:
-    """A learner and its plain twin, with the same weights."""
+def twins(kind: str, seed: int = 0, *, zero: bool = False, rounded: bool = True) -> tuple[LinearLearner, PlainLinear]:
+    """A learner and its plain twin, with the same weights; ``rounded``: the twin rounds them, and as the learner."""
     random = np.random.default_rng(seed)
     table = random.normal(0, 0 if zero else 1, (ROWS, BUCKETS)).astype(np.float32)
     bias = random.normal(0, 1, BUCKETS).astype(np.float32)
     learner = LinearLearner.start(config_of(buckets=BUCKETS, loss=kind), 0, ROWS, bias.copy())
-    learner.table[:] = table
-    return learner, PlainLinear(table.astype(np.float64), bias.astype(np.float64), kind)
+    learner.table[:] = to_bfloat(table)
+    state = int(learner.state) if rounded else None
+    return learner, PlainLinear(weights_of(learner).astype(np.float64), bias.astype(np.float64), kind, state)
+
+
+def weights_of(learner: LinearLearner) -> Float32:
+    return from_bfloat(learner.table)
 
 
 def samples(n: int, seed: int = 1) -> tuple[Any, Any, list[float]]:
@@ -30,8 +37,9 @@ def samples(n: int, seed: int = 1) -> tuple[Any, Any, list[float]]:
     return *random_samples(random, n, ROWS, BUCKETS), weights
 
 
-def assert_twins(learner: LinearLearner, plain: PlainLinear, rtol: float = 1e-4) -> None:
-    np.testing.assert_allclose(learner.table, plain.table, rtol=rtol, atol=rtol)
+def assert_twins(learner: LinearLearner, plain: PlainLinear, rtol: float = 1e-4, rounding: float = 0.0) -> None:
+    """Equal to ``rtol``, and the weights to ``rounding``."""
+    np.testing.assert_allclose(weights_of(learner), plain.table, rtol=rtol, atol=max(rtol, rounding))
     np.testing.assert_allclose(learner.bias, plain.bias, rtol=rtol, atol=rtol)
     np.testing.assert_allclose(learner.squares, plain.squares, rtol=rtol, atol=1e-6)
 
@@ -40,14 +48,35 @@ def assert_twins(learner: LinearLearner, plain: PlainLinear, rtol: float = 1e-4)
 @pytest.mark.parametrize("n", [1, 2, 60])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_steps_are_those_of_plain_numpy(kind: str, n: int, seed: int) -> None:
+    """Weights that are rounded with the same random numbers; a sum that float32 rounds may tip one of them over."""
     learner, plain = twins(kind, seed)
     inputs, targets, weights = samples(n, seed + 10)
     loss = learner.train(rows_of(inputs), targets_of(targets, weights), RATES, 0)
-    rates = [RATES[0] + (RATES[1] - RATES[0]) * i / n for i in range(n)]
-    expected = sum(plain.step(*one) for one in zip(inputs, targets, weights, rates, strict=True))
-    assert_twins(learner, plain)
+    expected = sum(plain.step(*one) for one in zip(inputs, targets, weights, rates_of(n), strict=True))
+    differ = weights_of(learner) != plain.table
+    assert differ.sum() <= 2
+    assert_twins(learner, plain, 1e-4 if not differ.any() else 1e-2)
     if kind == "softmax":
-        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rounded_weights_stay_near_exact_ones(kind: str, seed: int) -> None:
+    """After 500 samples, in units of the last bit of the largest: at most 10 from where float64 takes it, half 1."""
+    learner, plain = twins(kind, seed, rounded=False)
+    inputs, targets, weights = samples(500, seed + 10)
+    learner.train(rows_of(inputs), targets_of(targets, weights), RATES, 0)
+    for one in zip(inputs, targets, weights, rates_of(500), strict=True):
+        plain.step(*one)
+    last_bit = np.exp2(np.floor(np.log2(np.abs(plain.table).max())) - 7)
+    wrong = np.abs(weights_of(learner) - plain.table) / last_bit
+    assert wrong.max() <= 10
+    assert np.median(wrong) <= 1
+
+
+def rates_of(n: int) -> list[float]:
+    return [RATES[0] + (RATES[1] - RATES[0]) * i / n for i in range(n)]
 
 
 @pytest.mark.parametrize("kind", ["softmax", "bce"])
@@ -60,16 +89,17 @@ def test_the_first_step_of_a_row_goes_down_the_slope_of_the_loss(kind: str) -> N
         return loss_of(bias + sum(w * table[i] for i, w in row), targets, kind)
 
     for i, _ in row:
-        step = learner.table[i] - plain.table[i]
+        step = weights_of(learner)[i] - plain.table[i]
         slope = np.zeros(BUCKETS)
         for b in range(BUCKETS):
             up, down = plain.table.copy(), plain.table.copy()
             up[i, b] += 1e-5
             down[i, b] -= 1e-5
             slope[b] = (loss(up, plain.bias) - loss(down, plain.bias)) / 2e-5
-        np.testing.assert_allclose(step, -slope / np.linalg.norm(slope), atol=1e-4)  # of length rate: Adagrad's first
+        rounding = np.abs(weights_of(learner)[i]).max() * 2.0**-7
+        np.testing.assert_allclose(step, -slope / np.linalg.norm(slope), atol=rounding)  # of length rate: Adagrad's
     other = np.setdiff1d(np.arange(ROWS), [3, 5, 8])
-    np.testing.assert_array_equal(learner.table[other], plain.table[other].astype(np.float32))
+    np.testing.assert_array_equal(weights_of(learner)[other], plain.table[other])
 
 
 def test_passes_add_up() -> None:
@@ -94,7 +124,7 @@ def test_a_softmax_learns_nothing_of_a_sample_without_labels() -> None:
 def test_a_cross_entropy_learns_of_a_sample_without_labels_that_no_bucket_is_right() -> None:
     learner, plain = twins("bce")
     learner.train(rows_of([[(1, 1.0)]]), targets_of([[]]), (1.0, 1.0), 0)
-    assert (learner.table[1] < plain.table[1]).all()
+    assert (weights_of(learner)[1] < plain.table[1]).all()
 
 
 @pytest.mark.parametrize("kind", ["softmax", "bce"])
@@ -106,8 +136,12 @@ def test_a_sample_of_weight_0_has_no_effect(kind: str) -> None:
     with_all.train(rows_of(inputs), targets_of(targets, weights), (1.0, 1.0), 0)
     rest = [i for i in range(30) if weights[i]]
     with_rest.train(rows_of([inputs[i] for i in rest]), targets_of([targets[i] for i in rest]), (1.0, 1.0), 0)
-    np.testing.assert_allclose(with_all.table, with_rest.table, rtol=1e-6)
-    np.testing.assert_allclose(with_all.bias, with_rest.bias, rtol=1e-6)
+    np.testing.assert_allclose(weights_of(with_all), weights_of(with_rest), atol=0.1)  # their positions round otherwise
+    np.testing.assert_allclose(with_all.bias, with_rest.bias, atol=0.01)
+    assert with_all.squares == pytest.approx(with_rest.squares, rel=0.05)
+    untouched, plain = twins(kind)
+    untouched.train(rows_of(inputs), targets_of(targets, [0.0] * 30), (1.0, 1.0), 0)
+    assert_twins(untouched, plain, 0)
 
 
 def test_only_the_proportions_of_weights_matter() -> None:
@@ -117,7 +151,8 @@ def test_only_the_proportions_of_weights_matter() -> None:
     other, _ = twins("softmax")
     one.train(rows_of(inputs), targets_of(targets, weights), RATES, 0)
     other.train(rows_of(inputs), targets_of(targets, [4 * w for w in weights]), RATES, 0)
-    np.testing.assert_allclose(one.table, other.table, rtol=1e-5, atol=1e-6)
+    assert (one.table != other.table).mean() < 0.05  # where a sum that float32 rounds tips a weight over
+    np.testing.assert_allclose(weights_of(one), weights_of(other), rtol=1e-2, atol=1e-2)
 
 
 def trained(kind: str = "softmax", prune: float = 0.0) -> LinearLearner:
@@ -138,14 +173,14 @@ def scored(learner: LinearLearner, rows: Rows) -> Any:
 @pytest.mark.parametrize("kind", ["softmax", "bce"])
 def test_logits_are_the_bias_and_the_weighted_rows(kind: str) -> None:
     learner, (inputs, _, _) = trained(kind), samples(20)
-    expected = [learner.bias + sum(w * learner.table[i].astype(np.float64) for i, w in row) for row in inputs]
+    expected = [learner.bias + sum(w * weights_of(learner)[i].astype(np.float64) for i, w in row) for row in inputs]
     np.testing.assert_allclose(learner.logits(rows_of(inputs)), expected, atol=1e-5)
 
 
 def test_without_pruning_the_stored_model_scores_as_the_learner_to_half_precision() -> None:
     learner, (inputs, _, _) = trained(), samples(20)
     exact, sizes = learner.logits(rows_of(inputs)), [sum(abs(w) for _, w in row) for row in inputs]
-    tolerance = np.outer(sizes, np.full(BUCKETS, np.abs(learner.table).max() * 2.0**-11)) + 1e-5
+    tolerance = np.outer(sizes, np.full(BUCKETS, np.abs(weights_of(learner)).max() * 2.0**-11)) + 1e-5
     assert (np.abs(scored(learner, rows_of(inputs)) - exact) <= tolerance).all()
 
 
@@ -158,7 +193,8 @@ def test_stored_weights_are_those_more_than_prune_from_0(prune: float) -> None:
         entries = slice(stored["starts"][row], stored["starts"][row + 1])
         assert (np.diff(stored["buckets"][entries].astype(int)) > 0).all()
         table[row, stored["buckets"][entries]] = stored["weights"][entries]
-    kept = np.where(np.abs(learner.table) > np.float32(prune), learner.table, 0)
+    exact = weights_of(learner)
+    kept = np.where(np.abs(exact) > np.float32(prune), exact, 0)
     np.testing.assert_array_equal(table, kept.astype(np.float16))
     assert stored["starts"][-1] == len(stored["buckets"]) == len(stored["weights"]) == np.count_nonzero(kept)
     expected = [learner.bias + sum(w * table[i] for i, w in row) for row in inputs]

@@ -12,6 +12,7 @@ from machxc.config import Config
 from machxc.errors import DataError
 from machxc.partition import HashPartition
 from machxc.repetition import chunks, loop
+from machxc.repetition.bfloat import to_bfloat
 from machxc.repetition.encode import encoder_of, fit_encoder
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.loop import held_out_loss, n_trained, rate_at, train_repetition
@@ -212,7 +213,7 @@ def test_the_held_out_loss_is_that_of_numpy() -> None:
         config = config_for(kind)
         partition, encoder = partition_of(config), fit_encoder(samples.features, config, 0)
         learner = LinearLearner.start(config, 0, len(encoder.row_weights), np.zeros(16, np.float32))
-        learner.table[:] = np.random.default_rng(0).normal(0, 1, learner.table.shape)
+        learner.table[:] = to_bfloat(np.random.default_rng(0).normal(0, 1, learner.table.shape).astype(np.float32))
         z = learner.logits(encoder(samples.features)).astype(np.float64)
         expected = 0.0
         for i in order:

@@ -53,7 +53,7 @@ def test_any_position_can_be_drawn_by_itself(state: int, positions: list[int]) -
 
 
 def test_streams_are_distinct() -> None:
-    purposes = (random.SHUFFLE, random.DROPOUT, random.WEIGHTS, random.NEGATIVES, random.FEATURES, random.HOLDOUT)
+    purposes = tuple(getattr(random, name) for name in dir(random) if name.isupper() and not name.startswith("_"))
     assert len(set(purposes)) == len(purposes)
     paths = [(p, r, e) for p in purposes for r in range(40) for e in range(10)] + [
         (p, r) for p in purposes for r in range(40)

@@ -30,7 +30,7 @@ log = logging.getLogger("machxc.repetition")
 
 INTERVAL = 60.0  # seconds from one checkpoint to the next, when nothing else is asked
 _SHARE = 20  # writing takes at most one part in so many of the time: a slow disk has fewer checkpoints
-_VERSION = 1
+_VERSION = 2  # 1: a linear repetition's weights in 32 bits
 
 Learner = LinearLearner | NetworkLearner
 Tensors = Mapping[str, Array]

@@ -12,6 +12,7 @@ import numpy as np
 
 from machxc.compiled import fast_kernel, kernel
 from machxc.config import Config
+from machxc.repetition import random
 from machxc.repetition.arithmetic import (
     BIAS_RATE,
     HALF_SCALE,
@@ -24,18 +25,24 @@ from machxc.repetition.arithmetic import (
     softmax_gradient,
     to_half,
 )
+from machxc.repetition.bfloat import add_bfloats, bfloat, fetch_row, fill_noise, step_bfloats, turn_of
 from machxc.repetition.encode import Rows
+from machxc.repetition.random import draw
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 
 @dataclass
 class LinearLearner:
-    """A linear repetition in training: float32 weights and the row-wise Adagrad sums of squared gradients."""
+    """A linear repetition in training: the row-wise Adagrad sums of squared gradients, and the weights in 16 bits.
+
+    ``table`` uint16 [rows, B]: the bits of bfloat16 numbers (see bfloat.py).
+    """
 
     softmax: bool
     prune: np.float32
-    table: Float32
+    state: np.uint64
+    table: UInt16
     bias: Float32
     squares: Float32
     bias_square: Float32
@@ -43,18 +50,21 @@ class LinearLearner:
     @classmethod
     def start(cls, config: Config, r: int, n_rows: int, bias: Float32) -> LinearLearner:
         """All weights 0, the bias at the buckets' own frequencies (float32 [B])."""
-        table = np.zeros((n_rows, config.buckets), np.float32)
         return cls(
             config.loss == "softmax",
             np.float32(config.prune),
-            table,
+            random.stream(config.seed, random.ROUNDING, r),
+            np.zeros((n_rows, config.buckets), np.uint16),
             bias,
             np.zeros(n_rows, np.float32),
             np.zeros(1, np.float32),
         )
 
     def train(self, rows: Rows, targets: Targets, rates: tuple[float, float], position: int) -> float:
-        """One pass over encoded samples, the rate falling from rates[0] to rates[1]; returns the summed loss."""
+        """One pass over encoded samples, the rate falling from rates[0] to rates[1]; returns the summed loss.
+
+        ``position``: how many samples were trained on before, in this and earlier epochs (draws how weights round).
+        """
         return float(
             _train(
                 rows.indptr,
@@ -68,6 +78,8 @@ class LinearLearner:
                 self.squares,
                 self.bias_square,
                 self.softmax,
+                self.state,
+                position,
                 *map(np.float32, rates),
             )
         )
@@ -109,14 +121,15 @@ class LinearScorer:
 @fast_kernel
 def _train(
     indptr: Array, rows: Int32, weights: Float32, target_indptr: Array, targets: Int32, sample_weights: Float32,
-    table: Float32, bias: Float32, squares: Float32, bias_square: Float32, softmax: bool,
-    first_rate: np.float32, last_rate: np.float32,
+    table: UInt16, bias: Float32, squares: Float32, bias_square: Float32, softmax: bool,
+    state: np.uint64, position: int, first_rate: np.float32, last_rate: np.float32,
 ) -> np.float64:  # fmt: skip
     n_buckets = len(bias)
     z = np.empty(n_buckets, np.float32)
     g = np.empty(n_buckets, np.float32)
     bits = np.empty(n_buckets, np.int32)
     powers = bits.view(np.float32)
+    noise = np.empty(n_buckets, np.int32)
     n = len(indptr) - 1
     loss = np.float64(0.0)
     for i in range(n):
@@ -125,7 +138,7 @@ def _train(
             continue  # a sample without labels says nothing to a softmax
         copy(z, bias)
         for j in range(indptr[i], indptr[i + 1]):
-            add_row(z, weights[j], table[rows[j]])
+            add_bfloats(z, weights[j], table[rows[j]])
         if softmax:
             loss += softmax_gradient(z, wanted, sample_weights[i], bits, powers, g)
         else:
@@ -135,22 +148,29 @@ def _train(
         for b in range(n_buckets):
             square += g[b] * g[b]
         rate = first_rate + (last_rate - first_rate) * np.float32(i) / np.float32(n)
+        drawn = draw(state, position + i)
+        fill_noise(noise, drawn)
+        ahead = indptr[i + 1] - indptr[i]  # from a row of this sample to one of the next, which it has read
         for j in range(indptr[i], indptr[i + 1]):
+            if j + ahead < indptr[n]:
+                fetch_row(table[rows[j + ahead]])
             row, weight = rows[j], weights[j]
             squares[row] += weight * weight * square
             if squares[row] > np.float32(0.0):
-                add_row(table[row], -rate * weight / np.sqrt(squares[row]), g)
+                step_bfloats(
+                    table[row], -rate * weight / np.sqrt(squares[row]), g, noise, turn_of(drawn, j - indptr[i])
+                )
         bias_square[0] += square
         add_row(bias, np.float32(-BIAS_RATE) * rate / np.sqrt(bias_square[0]), g)
     return loss
 
 
 @fast_kernel
-def _score(indptr: Array, rows: Int32, weights: Float32, table: Float32, bias: Float32, out: Float32) -> None:
+def _score(indptr: Array, rows: Int32, weights: Float32, table: UInt16, bias: Float32, out: Float32) -> None:
     for i in range(len(indptr) - 1):
         copy(out[i], bias)
         for j in range(indptr[i], indptr[i + 1]):
-            add_row(out[i], weights[j], table[rows[j]])
+            add_bfloats(out[i], weights[j], table[rows[j]])
 
 
 @fast_kernel
@@ -171,20 +191,20 @@ def _score_stored(
 
 
 @fast_kernel
-def _count_kept(table: Float32, prune: np.float32, starts: Int64) -> None:
+def _count_kept(table: UInt16, prune: np.float32, starts: Int64) -> None:
     for row in range(len(table)):
         kept = 0
         for b in range(table.shape[1]):
-            kept += np.abs(table[row, b]) > prune
+            kept += np.abs(bfloat(table[row, b])) > prune
         starts[row + 1] = starts[row] + kept
 
 
 @kernel
-def _gather_kept(table: Float32, prune: np.float32, starts: Int64, buckets: UInt16, weights: Float32) -> None:
+def _gather_kept(table: UInt16, prune: np.float32, starts: Int64, buckets: UInt16, weights: Float32) -> None:
     for row in range(len(table)):
         at = starts[row]
         for b in range(table.shape[1]):
-            if np.abs(table[row, b]) > prune:
+            if np.abs(bfloat(table[row, b])) > prune:
                 buckets[at] = b
-                weights[at] = table[row, b]
+                weights[at] = bfloat(table[row, b])
                 at += 1

@@ -13,7 +13,7 @@ from machxc.samples import Int64
 
 _MASK = 2**64 - 1
 
-SHUFFLE, DROPOUT, WEIGHTS, NEGATIVES, FEATURES, HOLDOUT, LEFT_OUT, ASSOCIATIONS = range(1, 9)
+SHUFFLE, DROPOUT, WEIGHTS, NEGATIVES, FEATURES, HOLDOUT, LEFT_OUT, ASSOCIATIONS, ROUNDING = range(1, 10)
 
 
 def stream(seed: int, *path: int) -> np.uint64:
