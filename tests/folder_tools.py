@@ -17,6 +17,8 @@ from machxc.config import Config, TextConfig
 from machxc.folder import ModelData
 from machxc.formats import write_tensors
 from machxc.labels import LabelNames
+from machxc.repetition.bfloat import to_bfloat
+from machxc.repetition.stored import pack
 
 REPETITION = "repetition-00000.safetensors"
 
@@ -55,14 +57,14 @@ def hidden_tensors(config: Config, rows: int, random: np.random.Generator) -> di
 
 
 def linear_tensors(config: Config, rows: int, random: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-    """Each row has other buckets, about half of them; the second row is empty, the third has them all."""
-    kept = random.random((rows, config.buckets)) < 0.5
-    kept[1:2], kept[2:3] = False, True
+    """Each row has other buckets, about half of them, or a few of many; the second is empty, the third has the most."""
+    share = 0.5 if config.buckets < 1000 else 9 / config.buckets
+    kept = random.random((rows, config.buckets)) < share
+    kept[1:2], kept[2:3] = False, random.random(config.buckets) < 2 * share
     starts = np.zeros(rows + 1, np.int64)
     np.cumsum(kept.sum(axis=1), out=starts[1:])
-    weights = random.standard_normal(int(starts[-1])).astype(np.float16)
-    width = np.uint16 if config.buckets <= 1 << 16 else np.uint32
-    return {"starts": starts, "buckets": np.nonzero(kept)[1].astype(width), "weights": weights}
+    weights = random.standard_normal(int(starts[-1])).astype(np.float32)
+    return pack(starts, np.nonzero(kept)[1].astype(np.uint32), to_bfloat(weights))
 
 
 def tiny(names: LabelNames = NAMES, *, partition: bool = False, rows: int = 4, **changed: Any) -> ModelData:

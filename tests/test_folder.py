@@ -69,7 +69,7 @@ def test_the_folder_is_what_its_documentation_says(tmp_path: Path) -> None:
     data = tiny(partition=True)
     save_model(tmp_path / "model", data)
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"]) == ("machxc", 1)
+    assert (manifest["format"], manifest["version"]) == ("machxc", 2)
     assert set(manifest["files"]) | {"manifest.json"} == set(os.listdir(tmp_path / "model"))
     for name, entry in manifest["files"].items():
         content = (tmp_path / "model" / name).read_bytes()
@@ -142,16 +142,16 @@ def sparse(
     starts: list[int],
     entries: int,
     *,
-    buckets: list[int] | None = None,
-    weight: float = 1.0,
-    weights: int | None = None,
+    given: list[int] | None = None,
+    level: float = 1.0,
+    levels: int = 256,
 ) -> dict[str, npt.NDArray[Any]]:
-    """A linear repetition of four rows and three buckets, with these entries."""
+    """A linear repetition of four rows and three buckets, with so many entries, or those given."""
     return {
         **tensors_of(config_of()),
         "starts": np.array(starts, np.int64),
-        "buckets": np.arange(entries, dtype=np.uint16) % 3 if buckets is None else np.array(buckets, np.uint16),
-        "weights": np.full(entries if weights is None else weights, weight, np.float16),
+        "entries": np.zeros(entries, np.uint16) + 1 if given is None else np.array(given, np.uint16),
+        "levels": np.full(levels, level, np.float32),
     }
 
 
@@ -193,19 +193,15 @@ WRONG_LINEAR: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "more entries than buckets": (sparse([0, 4, 4, 5, 6], 6), RISE),
     "no entries but starts": (sparse([0, 1, 1, 1, 1], 0), "rise from 0 to 0,"),
     "entries but no starts": (sparse([0] * 5, 6), RISE),
-    "a bucket beyond": (sparse([0, 1, 1, 1, 3], 3, buckets=[0, 2, 3]), r"'buckets': .* \[0, 3\), got \[0, 3\]"),
-    "the last 16-bit bucket": (sparse([0, 1, 1, 1, 1], 1, buckets=[65535]), r"\[0, 3\), got \[65535, 65535\]"),
-    "fewer weights than buckets": (
-        sparse([0, 2, 4, 5, 6], 6, weights=5),
-        r"'weights' to be float16 \[6\], got .* \[5\]",
-    ),
-    "more weights than buckets": (
-        sparse([0, 2, 4, 5, 6], 6, weights=7),
-        r"'weights' to be float16 \[6\], got .* \[7\]",
-    ),
-    "NaN": (sparse([0, 2, 4, 5, 6], 6, weight=np.nan), "'weights' has values that are NaN or infinite"),
-    "infinite": (sparse([0, 2, 4, 5, 6], 6, weight=-np.inf), "'weights' has values that are NaN or infinite"),
-    "weights, 32 bits": (changed("weights", np.zeros(6), np.float32, hidden=0), "'weights' to be float16"),
+    "a bucket beyond": (sparse([0, 1, 1, 1, 3], 3, given=[0, 2 << 8, 3 << 8]), "expected buckets below 3, got 5"),
+    "a first bucket beyond": (sparse([0, 1, 1, 1, 1], 1, given=[3 << 8]), "'entries': expected buckets below 3, got 3"),
+    "the furthest bucket": (sparse([0, 1, 1, 1, 1], 1, given=[65535]), "expected buckets below 3, got 255"),
+    "fewer levels": (sparse([0, 2, 4, 5, 6], 6, levels=255), r"'levels' to be float32 \[256\], got float32 \[255\]"),
+    "more levels": (sparse([0, 2, 4, 5, 6], 6, levels=257), r"'levels' to be float32 \[256\], got float32 \[257\]"),
+    "NaN": (sparse([0, 2, 4, 5, 6], 6, level=np.nan), "'levels' has values that are NaN or infinite"),
+    "infinite": (sparse([0, 2, 4, 5, 6], 6, level=-np.inf), "'levels' has values that are NaN or infinite"),
+    "entries, 64 bits": (changed("entries", np.zeros(6), np.uint64, hidden=0), "'entries' to be uint16"),
+    "entries, signed": (changed("entries", np.zeros(6), np.int16, hidden=0), "'entries' to be uint16"),
 }
 
 
@@ -226,26 +222,38 @@ def test_check_repetition_accepts_rows_that_are_empty_or_full(starts: list[int])
     check_repetition(config_of(), sparse(starts, starts[-1]))
 
 
-def test_bucket_ids_have_16_bits_up_to_65536_buckets_then_32() -> None:
-    config = config_of(buckets=65536)
-    tensors = {**sparse([0, 1, 1, 1, 1], 1, buckets=[65535]), "bias": np.zeros(65536, np.float32)}
-    check_repetition(config, tensors)
-    more, bias = dataclasses.replace(config, buckets=65537), np.zeros(65537, np.float32)
-    with pytest.raises(ModelError, match=r"'buckets' to be uint32 \[1\], got uint16 \[1\]"):
-        check_repetition(more, {**tensors, "bias": bias})
-    check_repetition(more, {**tensors, "bias": bias, "buckets": np.array([65536], np.uint32)})
-    for beyond in (65537, 2**32 - 1):
-        with pytest.raises(
-            ModelError, match=rf"'buckets': expected values in \[0, 65537\), got \[{beyond}, {beyond}\]"
-        ):
-            check_repetition(more, {**tensors, "bias": bias, "buckets": np.array([beyond], np.uint32)})
+@pytest.mark.parametrize("buckets", [3, 255, 65537, 2**24])
+def test_entries_are_narrow_or_wide_and_their_buckets_below_b(buckets: int) -> None:
+    config, bias = config_of(buckets=buckets), np.zeros(buckets, np.float32)
+    tensors = {**sparse([0, 1, 1, 1, 1], 1), "bias": bias}
+    check_repetition(config, {**tensors, "entries": np.array([(buckets - 1) << 8 | 255], np.uint32)})
+    check_repetition(config, {**tensors, "entries": np.array([min(255, buckets - 1) << 8], np.uint16)})
+    for beyond in {buckets, 2**24 - 1} - {2**24 - 1 if buckets == 2**24 else 0, 2**24}:
+        with pytest.raises(ModelError, match=f"'entries': expected buckets below {buckets}, got {beyond}"):
+            check_repetition(config, {**tensors, "entries": np.array([beyond << 8], np.uint32)})
+
+
+def test_the_steps_of_narrow_entries_add_up() -> None:
+    config, steps = config_of(buckets=1000), np.array([255 << 8, 255 << 8, 255 << 8, 234 << 8 | 1], np.uint16)
+    tensors = {**sparse([0, 4, 4, 4, 4], 4), "bias": np.zeros(1000, np.float32)}
+    check_repetition(config, {**tensors, "entries": steps})
+    with pytest.raises(ModelError, match="'entries': expected buckets below 1000, got 1000"):
+        check_repetition(config, {**tensors, "entries": steps + np.uint16(64) * np.array([0, 0, 0, 4], np.uint16)})
 
 
 def test_a_damaged_bucket_of_a_wide_model_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "model", MODELS["wide"])
-    load_model(tmp_path / "model")
-    change_tensor(tmp_path / "model", REPETITION, "buckets", 0, 65537)
-    with pytest.raises(ModelError, match=r"'buckets': expected values in \[0, 65537\)"):
+    assert load_model(tmp_path / "model").repetitions[0]["entries"].dtype == np.uint32
+    change_tensor(tmp_path / "model", REPETITION, "entries", 0, 65537 << 8)
+    with pytest.raises(ModelError, match="'entries': expected buckets below 65537, got 65537"):
+        load_model(tmp_path / "model")
+
+
+def test_a_model_of_an_older_version_has_to_be_trained_again(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", tiny())
+    manifest = tmp_path / "model" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version":2', '"version":1'))
+    with pytest.raises(ModelError, match="expected version 2, got 1; train the model again"):
         load_model(tmp_path / "model")
 
 
@@ -421,7 +429,7 @@ def test_loading_imports_nothing_heavy() -> None:
 def test_loading_is_quick_and_takes_little_memory(tmp_path: Path) -> None:
     config = config_of(n_labels=235_000, feature_bits=16, buckets=500, repetitions=2)
     names = LabelNames.strings([f"{i * 7919 % 1_000_003} name {i}" for i in range(235_000)])
-    tensors = tensors_of(config, rows=30_000)
+    tensors = tensors_of(config, rows=60_000)
     save_model(tmp_path / "model", ModelData(config, names, np.ones(235_000, np.uint32), 1, {0: tensors, 1: tensors}))
     size = sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
     assert size > 60e6

@@ -132,7 +132,7 @@ def duplicate_key_in_configuration(folder: Path) -> None:
 @attack("a key comes twice")
 def duplicate_key_in_manifest(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"version":1', '"version":1,"version":1'))
+    (folder / "manifest.json").write_text(text.replace('"version":2', '"version":2,"version":2'))
 
 
 @attack("a key comes twice")
@@ -171,7 +171,7 @@ def offsets_beyond_the_file(folder: Path) -> None:
 
 @attack("at most 2 dimensions")
 def negative_offsets(folder: Path) -> None:
-    change_header(folder, lambda header: header["weights"].update(data_offsets=[-24, 0]))
+    change_header(folder, lambda header: header["entries"].update(data_offsets=[-24, 0]))
 
 
 @attack("expected one of")
@@ -224,7 +224,7 @@ for name, change in {
 @attack("'starts': expected offsets that rise from 0 to 4, each by at most 3")
 def row_of_more_entries_than_buckets(folder: Path) -> None:
     starts, four = np.array([0, 4, 4, 4, 4], np.int64), np.zeros(4, np.uint16)
-    rewrite(folder, REPETITION, starts=starts, buckets=four, weights=four.view(np.float16))
+    rewrite(folder, REPETITION, starts=starts, entries=four)
 
 
 @attack(r"'starts' to be int64 \[5\], got int64 \[4\]")
@@ -237,33 +237,40 @@ def slots_of_a_row_that_was_cut_off(folder: Path) -> None:
     tensors = read_tensors(folder / REPETITION)
     assert tensors["slots"].max() == 3
     starts = np.minimum(tensors["starts"][:4], last := int(tensors["starts"][3]))
-    cut = {name: tensors[name][:last] for name in ("buckets", "weights")}
-    rewrite(folder, REPETITION, row_weights=tensors["row_weights"][:3], starts=starts, **cut)
+    cut = tensors["entries"][:last]
+    rewrite(folder, REPETITION, row_weights=tensors["row_weights"][:3], starts=starts, entries=cut)
 
 
-@attack(r"'weights' to be float16 \[[0-9]+\], got float16 \[[0-9]+\]")
-def entries_without_a_weight(folder: Path) -> None:
-    rewrite(folder, REPETITION, weights=read_tensors(folder / REPETITION)["weights"][:-1])
+@attack(r"'levels' to be float32 \[256\], got float32 \[255\]")
+def entries_without_a_level(folder: Path) -> None:
+    rewrite(folder, REPETITION, levels=read_tensors(folder / REPETITION)["levels"][:-1])
 
 
-@attack(r"'buckets': expected values in \[0, 3\), got \[0, 3\]")
+@attack("'entries': expected buckets below 3, got [3-5]")
 def entry_of_a_bucket_beyond_the_last(folder: Path) -> None:
-    change_tensor(folder, REPETITION, "buckets", -1, 3)
+    change_tensor(folder, REPETITION, "entries", 0, 3 << 8)
 
 
-@attack(r"'buckets': expected values in \[0, 3\), got \[0, 65535\]")
-def entry_of_the_last_bucket_of_16_bits(folder: Path) -> None:
-    change_tensor(folder, REPETITION, "buckets", -1, 65535)
+@attack("'entries': expected buckets below 3, got 25[5-7]")
+def entry_of_the_furthest_bucket(folder: Path) -> None:
+    change_tensor(folder, REPETITION, "entries", -1, 65535)
 
 
-@attack("'weights' has values that are NaN or infinite")
-def nan_weight(folder: Path) -> None:
-    change_tensor(folder, REPETITION, "weights", -1, np.nan)
+@attack("'entries': expected buckets below 3, got 16777215")
+def entry_of_the_last_bucket_of_24_bits(folder: Path) -> None:
+    entries = read_tensors(folder / REPETITION)["entries"].astype(np.uint32)
+    entries[-1] = 2**32 - 1
+    rewrite(folder, REPETITION, entries=entries & (2**32 - 1))
 
 
-@attack("'weights' has values that are NaN or infinite")
-def infinite_weight(folder: Path) -> None:
-    change_tensor(folder, REPETITION, "weights", 0, np.inf)
+@attack("'levels' has values that are NaN or infinite")
+def nan_level(folder: Path) -> None:
+    change_tensor(folder, REPETITION, "levels", -1, np.nan)
+
+
+@attack("'levels' has values that are NaN or infinite")
+def infinite_level(folder: Path) -> None:
+    change_tensor(folder, REPETITION, "levels", 0, np.inf)
 
 
 @attack("'bias' has values that are NaN or infinite")
@@ -403,9 +410,14 @@ def checksum_of_another_file(folder: Path) -> None:
     seal(folder, lambda manifest: manifest["files"][REPETITION].update(sha256="0" * 64))
 
 
-@attack("expected version 1, got 2; a newer machxc may read it")
+@attack("expected version 2, got 3; a newer machxc may read it")
 def version_to_come(folder: Path) -> None:
-    seal(folder, lambda manifest: manifest.update(version=2))
+    seal(folder, lambda manifest: manifest.update(version=3))
+
+
+@attack("expected version 2, got 1; train the model again")
+def version_that_was(folder: Path) -> None:
+    seal(folder, lambda manifest: manifest.update(version=1))
 
 
 @attack("this is not a model of machxc")

@@ -153,13 +153,16 @@ def damage(path: Path, rng: random.Random) -> None:
 
 
 def assert_valid_entries(tensors: dict[str, Any], rows: int, buckets: int) -> None:
-    starts, entries = tensors["starts"].tolist(), tensors["buckets"].tolist()
+    starts, entries = tensors["starts"].tolist(), tensors["entries"].tolist()
+    narrow = tensors["entries"].dtype == np.uint16
     assert len(starts) == rows + 1
     assert starts[0] == 0
     assert starts == sorted(starts)
-    assert starts[-1] == len(entries) == len(tensors["weights"])
+    assert starts[-1] == len(entries)
+    assert len(tensors["levels"]) == 256
     assert all(stop - start <= buckets for start, stop in pairwise(starts))
-    assert all(0 <= bucket < buckets for bucket in entries)
+    assert narrow or all(entry >> 8 < buckets for entry in entries)
+    assert not narrow or all(sum(e >> 8 for e in entries[a:b]) < buckets for a, b in pairwise(starts))
 
 
 def assert_valid(model: ModelData) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 from machxc.errors import ModelError, SettingError
 
 MAX_ID = 2**32 - 1
-NARROW = 1 << 16  # up to so many buckets, the ids of a linear repetition's are stored in 16 bits, else in 32
+# of a stored linear repetition (see stored.py): distinct weights, and buckets that can be told apart
+LEVELS, MOST_BUCKETS = 1 << 8, 1 << 24
 LEARNERS = ("gradient", "counts")
 LOSSES = ("softmax", "bce")
 ESTIMATORS = ("mean", "unbiased", "log-probability", "logit", "min", "median")

@@ -7,7 +7,7 @@ import os
 import resource
 from dataclasses import dataclass
 
-from machxc.config import NARROW, Config
+from machxc.config import Config
 from machxc.facts import Facts
 from machxc.repetition.associations import MOST_ROWS
 from machxc.repetition.chunks import CHUNK, CHUNK_VALUES, WINDOW, WINDOW_BYTES
@@ -89,9 +89,20 @@ def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, i
     width = config.hidden or config.buckets
     output = config.buckets * config.hidden
     kept = int(_kept(config, facts, rows) * rows * width)
-    stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else 4 * kept)
+    stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else _entries(config, rows, kept))
     repetition = _weight(config) * rows * width + 4 * output + 16 * rows + _beside(config, facts, stored, kept)
     return stored, repetition, 4 * config.repetitions * output
+
+
+def _entries(config: Config, rows: int, kept: int) -> int:
+    """Bytes of the weights that are kept, in narrow entries, and those in between, or in wide ones (see stored.py).
+
+    Between buckets that are drawn at random the steps are geometric: a share of exp(-255 / mean) is above 255, and of
+    these as many above 510.
+    """
+    mean_step = config.buckets * rows / max(1, kept)
+    between = 1.0 / math.expm1(min(500.0, 255.0 / mean_step)) if mean_step else 0.0
+    return int(min(4.0, 2.0 + 2.0 * between) * kept)
 
 
 def _weight(config: Config) -> int:
@@ -103,9 +114,8 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
     """As `_learnt`, where weights are counted: an entry for each distinct pair of a feature and a bucket that met."""
     guess = int(_meetings(facts) * min(1.0, max(1.0, facts.per_label) ** REPEATED))
     entries = guess if facts.n_met is None else facts.n_met
-    entry = 4 if config.buckets <= NARROW else 6
     added = _added(config, facts, entries)
-    stored = 4 * slots + 12 * rows + entry * (entries + added) + 4 * config.buckets
+    stored = 4 * slots + 12 * rows + _entries(config, rows, entries + added) + 4 * config.buckets
     pairs = 12 * facts.n_pairs + 16 * facts.n_samples
     if config.left_out:
         pairs += 24 * facts.n_pairs + 20 * rows

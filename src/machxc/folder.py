@@ -2,7 +2,7 @@
 
 ::
 
-    config.json               {"format": "machxc", "version": 1, "config": {...}, "n_samples": N, "label_kind": ...}
+    config.json               {"format": "machxc", "version": 2, "config": {...}, "n_samples": N, "label_kind": ...}
     labels.safetensors        the arrays of `LabelNames`, and counts uint32 [K]: training samples of each label
     partition.safetensors     only with a table of buckets: assignment uint32 [R, K], below B
     repetition-00000.safetensors, ...   one a repetition; `TENSORS` below lists what is in them
@@ -30,7 +30,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from machxc.config import NARROW, Config
+import numpy as np
+
+from machxc.config import LEVELS, Config
 from machxc.errors import ModelError, OutputError
 from machxc.files import (
     check_target,
@@ -58,11 +60,12 @@ from machxc.samples import Array, UInt32
 
 log = logging.getLogger("machxc.folder")
 
-FORMAT, VERSION = "machxc", 1
+FORMAT, VERSION = "machxc", 2
 CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "partition.safetensors", "manifest.json"
 
 _REPETITION = re.compile(r"repetition-([0-9]{5})\.safetensors")
 _MAX_JSON = 2 << 20  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text of 2 MB takes 60 MB
+_BLOCK = 1 << 17  # entries checked in one step, or a row of more
 _ATTEMPTS = 10  # how often loading begins again when the folder is replaced meanwhile
 
 _T = TypeVar("_T")
@@ -70,19 +73,20 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> dtype (a safet
 
 
 # kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H hidden
-# units, K labels, R repetitions; rows and entries are free.
+# units, K labels, R repetitions, L levels (256); rows and entries are free.
 _LINEAR = {
     "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
     "row_weights": TensorSpec("F32", ("rows",)),
-    # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them
+    # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them (see stored.py, which
+    # checks their buckets)
     "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
-    "buckets": TensorSpec("U16", ("entries",), below="B"),
-    "weights": TensorSpec("F16", ("entries",)),
+    "entries": TensorSpec("U16", ("entries",)),
+    "levels": TensorSpec("F32", ("L",)),
     "bias": TensorSpec("F32", ("B",)),
 }
 TENSORS: dict[str, dict[str, TensorSpec]] = {
     "linear": _LINEAR,
-    "wide": _LINEAR | {"buckets": TensorSpec("U32", ("entries",), below="B")},  # more than 16 bits can tell apart
+    "wide": _LINEAR | {"entries": TensorSpec("U32", ("entries",))},
     "hidden": {
         "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
         "row_weights": TensorSpec("F32", ("rows",)),
@@ -115,7 +119,7 @@ class ModelData:
 
 def check_repetition(config: Config, tensors: Mapping[str, Array]) -> None:
     """Raise ModelError unless ``tensors`` are those of one repetition of ``config``: names, dtypes, shapes, values."""
-    _check_tensors("repetition", _kind(config), config, tensors)
+    _check_tensors("repetition", _kind(config, tensors), config, tensors)
 
 
 def check_destination(path: Path | str, *, overwrite: bool = False) -> None:
@@ -162,7 +166,7 @@ def read_repetition(folder: Path | str, r: int, config: Config) -> Tensors:
     name = repetition_file(r)
     with _reading(folder):
         tensors = parse_tensors(name, map_file(Path(folder) / name))
-        _check_tensors(name, _kind(config), config, tensors)
+        _check_tensors(name, _kind(config, tensors), config, tensors)
         return tensors
 
 
@@ -324,7 +328,7 @@ def _load_tensors(folder: Path, name: str, entry: _Entry, config: Config, *, ver
     tensors = parse_tensors(name, content)
     if _layout_of(tensors) != entry.layout:
         raise ModelError(f"{name}: its tensors are not those listed in {MANIFEST}; the file is damaged")
-    kind = {LABELS: "labels", PARTITION: "partition"}.get(name, _kind(config))
+    kind = {LABELS: "labels", PARTITION: "partition"}.get(name, _kind(config, tensors))
     known = {key: tensors[key] for key in tensors if key in TENSORS[kind]} if kind == "labels" else tensors
     _check_tensors(name, kind, config, known)
     return tensors
@@ -333,7 +337,24 @@ def _load_tensors(folder: Path, name: str, entry: _Entry, config: Config, *, ver
 def _check_tensors(where: str, kind: str, config: Config, tensors: Mapping[str, Array]) -> None:
     slots = min(config.n_features, 2**config.feature_bits)
     sizes = {"F": slots, "B": config.buckets, "H": config.hidden, "K": config.n_labels, "R": config.repetitions}
-    check_tensors(where, TENSORS[kind], tensors, sizes)
+    check_tensors(where, TENSORS[kind], tensors, {**sizes, "L": LEVELS})
+    if kind in ("linear", "wide") and (highest := _highest_bucket(tensors["starts"], tensors["entries"])) >= sizes["B"]:
+        raise ModelError(f"{where}: 'entries': expected buckets below {sizes['B']}, got {highest}")
+
+
+def _highest_bucket(starts: Array, entries: Array) -> int:
+    """The highest bucket of an entry, -1 when there is none; in steps of some rows, so that it takes a few MB."""
+    if entries.dtype == np.uint32:
+        return int(entries.max()) >> 8 if len(entries) else -1
+    highest, row = -1, 0
+    while row < len(starts) - 1:
+        stop = max(row + 1, int(np.searchsorted(starts, starts[row] + _BLOCK, "right")) - 1)
+        firsts = starts[row:stop][starts[row:stop] < starts[row + 1 : stop + 1]]  # of the rows that are not empty
+        if len(firsts):
+            steps = entries[firsts[0] : starts[stop]] >> 8
+            highest = max(highest, int(np.add.reduceat(steps, firsts - firsts[0], dtype=np.int64).max()))
+        row = stop
+    return highest
 
 
 def _layout_of(tensors: Tensors) -> Layout:
@@ -359,7 +380,8 @@ def _read_json(name: str, content: mmap.mmap, types: dict[str, type]) -> list[An
     if kind != FORMAT or type(version) is not int:
         raise ModelError(f"{name}: expected the format {FORMAT!r} and a version: this is not a model of machxc")
     if version != VERSION:
-        raise ModelError(f"{name}: expected version {VERSION}, got {version}; a newer machxc may read it")
+        do = "a newer machxc may read it" if version > VERSION else "train the model again"
+        raise ModelError(f"{name}: expected version {VERSION}, got {version}; {do}")
     return json_fields(name, data, types)
 
 
@@ -392,10 +414,11 @@ def _is_ours(name: str) -> bool:
     return name in (CONFIG, LABELS, PARTITION, MANIFEST) or _REPETITION.fullmatch(name) is not None
 
 
-def _kind(config: Config) -> str:
+def _kind(config: Config, tensors: Mapping[str, Array]) -> str:
+    """The kind of a repetition; a linear one's entries are narrow or wide, whichever took less room."""
     if config.hidden:
         return "hidden"
-    return "linear" if config.buckets <= NARROW else "wide"
+    return "wide" if "entries" in tensors and tensors["entries"].dtype == np.uint32 else "linear"
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from machxc.config import NARROW, Config, Settings, TextConfig
+from machxc.config import MOST_BUCKETS, Config, Settings, TextConfig
 from machxc.cost import Cost, cost_of
 from machxc.errors import DataError, MemoryBudgetError, SettingError
 from machxc.facts import Facts
 
-MOST_LINEAR_BUCKETS = NARROW  # of a linear model that is learnt step by step: it computes them all
+MOST_LINEAR_BUCKETS = 1 << 16  # of a linear model that is learnt step by step: it computes them all
 _FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many samples for each: linear underfits
 _FEW_SAMPLES = 50_000  # below, a lower learning rate, and more repetitions, which cost little
 _MANY_MORE_SAMPLES = 1_000_000  # from here on, fewer
@@ -201,6 +201,11 @@ class _Chooser:
             raise SettingError(f"'{given[0]}' needs learner='gradient': counting takes no steps. Got learner='counts'.")
         if self.values["loss"] != "softmax":
             raise SettingError("learner='counts' needs loss='softmax': a bucket's share of all. Got loss='bce'.")
+        if self.values["buckets"] > MOST_BUCKETS:
+            raise SettingError(
+                f"The 'buckets' parameter of counted weights must be an int in [1, {MOST_BUCKETS}]. "
+                f"Got {self.values['buckets']} instead."
+            )
         if not self.facts.counts:
             raise SettingError("learner='counts' needs features that are counts; these have other values, or negative.")
 

@@ -11,27 +11,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from machxc.compiled import inline, prefetch
+from machxc.compiled import inline, kernel, prefetch
 from machxc.repetition.arithmetic import Int32, UInt16
 from machxc.repetition.random import draw
-from machxc.samples import Float32
+from machxc.samples import Float32, UInt32
 
 LINE = 32  # bfloat16 numbers in a line of the cache, 64 bytes
 
 
 def to_bfloat(x: Float32) -> UInt16:
     """The bits of the nearest bfloat16 of finite numbers (uint16, the same shape)."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    nearest: UInt16 = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
-        np.uint16
-    )
-    return nearest
+    out = np.empty(x.shape, np.uint16)
+    _to_nearest(np.ascontiguousarray(x, np.float32).reshape(-1).view(np.uint32), out.reshape(-1))
+    return out
 
 
 def from_bfloat(bits: UInt16) -> Float32:
     """The numbers of these bits, exactly (float32, the same shape)."""
     numbers: Float32 = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return numbers
+
+
+@kernel
+def _to_nearest(bits: UInt32, out: UInt16) -> None:
+    """What is half of the last bit goes to the even neighbour."""
+    for i in range(len(bits)):
+        out[i] = (bits[i] + np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
 
 
 @inline

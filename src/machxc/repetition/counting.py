@@ -28,14 +28,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from machxc.compiled import fast_kernel, kernel
-from machxc.config import NARROW, Config
+from machxc.config import Config
 from machxc.partition import Partition
-from machxc.repetition.arithmetic import Int32, to_half
+from machxc.repetition.arithmetic import Int32
 from machxc.repetition.associations import Added, associate, merge
+from machxc.repetition.bfloat import to_bfloat
 from machxc.repetition.chunks import OnSamples, chunk_size
 from machxc.repetition.counts import CALM, Counts, Pairs, shared, weight_of
 from machxc.repetition.encode import Encoder, Rows, fit_encoder
 from machxc.repetition.leave_one_out import Learnt, learn
+from machxc.repetition.stored import pack
 from machxc.repetition.targets import bucket_counts, bucket_targets
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
 
@@ -73,14 +75,13 @@ def count_repetition(
 
 def _merged(starts: Int64, entries: UInt32, weights: Float32, added: Added, config: Config) -> dict[str, Array]:
     """What was counted, and what was added to it, as it is stored."""
-    kind = np.uint16 if config.buckets <= NARROW else np.uint32
     if not len(added.entries):
-        return {"starts": starts, "buckets": entries.astype(kind), "weights": to_half(weights)}
+        return pack(starts, entries, to_bfloat(weights))
     room, merged = len(entries) + len(added.entries), np.zeros_like(starts)
-    buckets, values = np.empty(room, kind), np.empty(room, np.float32)
+    buckets, values = np.empty(room, np.uint32), np.empty(room, np.float32)
     prune = np.float32(config.prune)
     n = merge(starts, entries, weights, added.starts, added.entries, added.weights, prune, merged, buckets, values)
-    return {"starts": merged, "buckets": buckets[:n], "weights": to_half(values[:n])}
+    return pack(merged, buckets[:n], to_bfloat(values[:n]))
 
 
 def _count(

@@ -15,21 +15,19 @@ from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import (
     BIAS_RATE,
-    HALF_SCALE,
     Int32,
     UInt16,
     add_row,
     copy,
-    half_to_float,
     sigmoid_gradient,
     softmax_gradient,
-    to_half,
 )
 from machxc.repetition.bfloat import add_bfloats, bfloat, fetch_row, fill_noise, step_bfloats, turn_of
 from machxc.repetition.encode import Rows
 from machxc.repetition.random import draw
+from machxc.repetition.stored import Entries, add_narrow, add_wide, pack
 from machxc.repetition.targets import Targets
-from machxc.samples import Array, Float32, Int64, UInt32, frozen
+from machxc.samples import Array, Float32, Int64, frozen
 
 
 @dataclass
@@ -91,17 +89,16 @@ class LinearLearner:
         return out
 
     def tensors(self) -> dict[str, Array]:
-        """The trained weights as they are stored: row by row, those more than ``prune`` from 0, in float16.
+        """The trained weights as they are stored (see stored.py): those more than ``prune`` from 0, and the bias.
 
         Most weights of a linear model stay near 0 and change no ranking: four in a hundred are left at ``prune`` 0.3
         with tens of thousands of labels (docs/algorithm.md has the measurements).
         """
         starts = np.zeros(len(self.table) + 1, np.int64)
         _count_kept(self.table, self.prune, starts)
-        buckets = np.empty(int(starts[-1]), np.uint16)
-        weights = np.empty(len(buckets), np.float32)
+        buckets, weights = (np.empty(int(starts[-1]), np.uint16) for _ in range(2))
         _gather_kept(self.table, self.prune, starts, buckets, weights)
-        return {"starts": starts, "buckets": buckets, "weights": to_half(weights), "bias": self.bias.copy()}
+        return {**pack(starts, buckets, weights), "bias": self.bias.copy()}
 
 
 class LinearScorer:
@@ -109,13 +106,14 @@ class LinearScorer:
 
     def __init__(self, tensors: dict[str, Array]) -> None:
         self.starts: Int64 = frozen(tensors["starts"])
-        self.buckets: UInt16 | UInt32 = frozen(tensors["buckets"])
-        self.weights: UInt16 = frozen(tensors["weights"].view(np.uint16))
+        self.entries: Entries = frozen(tensors["entries"])
+        self.levels: Float32 = frozen(tensors["levels"])
         self.bias: Float32 = frozen(tensors["bias"])
 
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
-        _score_stored(rows.indptr, rows.rows, rows.weights, self.starts, self.buckets, self.weights, self.bias, out)
+        score = _score_narrow if self.entries.dtype == np.uint16 else _score_wide
+        score(rows.indptr, rows.rows, rows.weights, self.starts, self.entries, self.levels, self.bias, out)
 
 
 @fast_kernel
@@ -174,20 +172,25 @@ def _score(indptr: Array, rows: Int32, weights: Float32, table: UInt16, bias: Fl
 
 
 @fast_kernel
-def _score_stored(
-    indptr: Array, rows: Int32, sample_weights: Float32,
-    starts: Int64, buckets: UInt16 | UInt32, weights: UInt16, bias: Float32, out: Float32,
+def _score_narrow(
+    indptr: Array, rows: Int32, weights: Float32,
+    starts: Int64, entries: Entries, levels: Float32, bias: Float32, out: Float32,
 ) -> None:  # fmt: skip
-    bits = np.empty(len(bias), np.int32)
-    floats = bits.view(np.float32)
     for i in range(len(indptr) - 1):
         copy(out[i], bias)
         for j in range(indptr[i], indptr[i + 1]):
-            first, last = starts[rows[j]], starts[rows[j] + 1]
-            half_to_float(weights[first:last], bits)
-            scale = sample_weights[j] * HALF_SCALE
-            for e in range(last - first):
-                out[i, buckets[first + e]] += scale * floats[e]
+            add_narrow(out[i], weights[j], entries[starts[rows[j]] : starts[rows[j] + 1]], levels)
+
+
+@fast_kernel
+def _score_wide(
+    indptr: Array, rows: Int32, weights: Float32,
+    starts: Int64, entries: Entries, levels: Float32, bias: Float32, out: Float32,
+) -> None:  # fmt: skip
+    for i in range(len(indptr) - 1):
+        copy(out[i], bias)
+        for j in range(indptr[i], indptr[i + 1]):
+            add_wide(out[i], weights[j], entries[starts[rows[j]] : starts[rows[j] + 1]], levels)
 
 
 @fast_kernel
@@ -200,11 +203,10 @@ def _count_kept(table: UInt16, prune: np.float32, starts: Int64) -> None:
 
 
 @kernel
-def _gather_kept(table: UInt16, prune: np.float32, starts: Int64, buckets: UInt16, weights: Float32) -> None:
+def _gather_kept(table: UInt16, prune: np.float32, starts: Int64, buckets: UInt16, weights: UInt16) -> None:
     for row in range(len(table)):
         at = starts[row]
         for b in range(table.shape[1]):
             if np.abs(bfloat(table[row, b])) > prune:
-                buckets[at] = b
-                weights[at] = bfloat(table[row, b])
+                buckets[at], weights[at] = b, table[row, b]
                 at += 1
