@@ -36,6 +36,7 @@ from machxc.repetition.bfloat import to_bfloat
 from machxc.repetition.encode import Rows, fit_encoder
 from machxc.repetition.linear import LinearLearner, LinearScorer
 from machxc.repetition.network import NetworkLearner, NetworkScorer
+from machxc.repetition.stored import pack
 from machxc.repetition.targets import Targets, bucket_targets
 from machxc.samples import Features, Float32, Labels, Samples
 
@@ -245,7 +246,7 @@ def measure_shape(shape: Shape, limits: Limits, seconds: float) -> Iterator[list
     else:
         scorer = LinearScorer(made_stored(shape, rng))
         entries = int(KEPT * shape.buckets)
-        traffic, flops = shape.traffic(4 * entries, 12 * shape.features * entries), 2 * shape.features * entries
+        traffic, flops = shape.traffic(2 * entries, 10 * shape.features * entries), 2 * shape.features * entries
     took = best(lambda: scorer.logits(rows, out), seconds)
     size = sum(tensor.nbytes for tensor in (vars(scorer).values()))
     yield shown("score", shape, size, took, traffic, flops, limits)
@@ -305,12 +306,10 @@ def made_stored(shape: Shape, rng: np.random.Generator) -> dict[str, npt.NDArray
     """A pruned linear repetition."""
     entries = int(KEPT * shape.buckets)
     some = np.stack([np.sort(rng.permutation(shape.buckets)[:entries]) for _ in range(64)]).astype(np.uint16)
-    return {
-        "starts": np.arange(0, (shape.rows + 1) * entries, entries),
-        "buckets": np.resize(some, shape.rows * entries),
-        "weights": np.full(shape.rows * entries, 0.3, np.float16),
-        "bias": np.zeros(shape.buckets, np.float32),
-    }
+    starts = np.arange(0, (shape.rows + 1) * entries, entries)
+    weights = to_bfloat(rng.uniform(0.2, 1.0, shape.rows * entries).astype(np.float32))
+    packed = pack(starts, np.resize(some, shape.rows * entries), weights)
+    return {**packed, "bias": np.zeros(shape.buckets, np.float32)}
 
 
 def made_config(shape: Shape) -> Config:
