@@ -29,9 +29,11 @@ from machxc.facts import Facts, facts_of
 from machxc.metrics import precision_at_k
 from machxc.partition import HashPartition
 from machxc.plan import make_plan
+from machxc.repetition.bfloat import to_bfloat
 from machxc.repetition.encode import encoder_of
 from machxc.repetition.loop import train_repetition
 from machxc.repetition.scorer import scorer_of
+from machxc.repetition.stored import pack, unpack
 from machxc.retrieval import top_k
 from machxc.samples import Float32
 
@@ -155,10 +157,10 @@ def sketch(
 
 def pruned(tensors: _Tensors, prune: float) -> _Tensors:
     """A linear repetition without the weights that are nearer to 0."""
-    kept = np.abs(tensors["weights"].astype(np.float32)) > prune
+    starts, buckets, weights = unpack(tensors)
+    kept = np.abs(weights) > prune
     before = np.concatenate([[0], np.cumsum(kept)])
-    entries = {"buckets": tensors["buckets"][kept], "weights": tensors["weights"][kept]}
-    return {**tensors, **entries, "starts": before[tensors["starts"]]}
+    return {**tensors, **pack(before[starts], buckets[kept], to_bfloat(weights[kept]))}
 
 
 def numbers(most: int) -> list[int]:

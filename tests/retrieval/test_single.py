@@ -207,7 +207,7 @@ def test_a_model_of_one_repetition_is_saved_and_loaded(model: Model, tmp_path: A
     model.save(tmp_path / "model")
     again = Model.load(tmp_path / "model")
     assert again.config == model.config
-    assert again.data.repetitions[0]["buckets"].dtype == (np.uint32 if model.config.buckets > 1 << 16 else np.uint16)
+    assert again.data.repetitions[0]["entries"].dtype == model.data.repetitions[0]["entries"].dtype
     assert same(again.top_k(QUERIES, 20), model.top_k(QUERIES, 20))
 
 
