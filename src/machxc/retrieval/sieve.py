@@ -104,7 +104,7 @@ def sieve(
     """The k best labels of n queries by their sums; ``proven[i]`` tells whether they are known to be.
 
     If not, they are good labels with their scores, but better ones may be missing. ``values`` float32 [n, R, B];
-    ``limit``: how many members of buckets may be looked at (a label that is scored counts for 16), ``probes`` of them
+    ``limit``: how many members of buckets may be looked at (a label that is scored counts for 25), ``probes`` of them
     before the proof; ``best_scores`` and ``best_labels`` [n, k] as in `machxc.retrieval.scan.scan`; ``proven`` bool
     [n].
     """
