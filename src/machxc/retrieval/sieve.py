@@ -56,6 +56,8 @@ _UNITS = 128  # what a label needs to be scored, in units of a cell
 _FIRST_PROBE = 1_000_000.0  # cost: see `_price`
 _DEEPER, _OF_PROOF = 4.0, 0.1  # a next probe costs so many times as much as the last, or this share of the proof
 _CONVERGED = 0.7  # a proof that is not cheaper than that after a probe will not become so by another
+_PROBE, _PLAN, _PROVE, _LAST = 0, 1, 2, 3  # steps of a query
+_PROBE_BITS = 21  # of a label, that tell its cell in a probe
 _SHARE = 0.5  # of a probe for members, the rest is for scoring
 _LISTED, _MOST_LISTED = 2048, 1 << 15  # buckets listed at first, and at most
 _MULTIPLIERS, _STEP = 40, 1.5  # how many are tried, and the factor between them
@@ -131,38 +133,35 @@ def sieve(
 def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: float) -> bool:
     """Probe as long as that makes the proof cheaper by more than it costs; then prove, if the limit allows.
 
-    If it does not, but all of it is for probes, what is left goes into a last one.
+    If it does not, but all of it is for probes, what is left goes into a last one. (One loop, so that each step is
+    compiled into one place.)
     """
-    bounded = probes >= limit
-    size, before = min(_FIRST_PROBE, probes / 2), np.inf
-    n_listed = _list(one, max(_LISTED, _to_open(lookup, size)))
+    bounded, size, before = probes >= limit, min(_FIRST_PROBE, probes / 2), np.inf
+    n_listed, wanted, step = 0, max(_LISTED, _to_open(lookup, size)), _PROBE
     while True:
-        _probe(one, lookup, seen, size)
-        probes, limit = probes - size, limit - size
+        if wanted > n_listed and n_listed < _MOST_LISTED:
+            n_listed = min(wanted, _MOST_LISTED)
+            list_tops(one.values, n_listed, one.tops)
+            find_corners(one.tops)
+        if step != _PLAN:
+            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one)) / _UNITS
+            if unit > 0:
+                _pass(one, lookup, seen, unit, step == _PROVE)
+            if step >= _PROVE:
+                return bool(step == _PROVE)
+            probes, limit = probes - size, limit - size
         cost = _plan(one, lookup, limit)
-        while cost == limit and n_listed < _MOST_LISTED and n_listed < _to_open(lookup, limit):
-            n_listed = _list(one, 4 * n_listed)
-            cost = _plan(one, lookup, limit)
         deeper = min(max(_DEEPER * size, _OF_PROOF * cost if cost < limit else 0.0), probes)
-        if cost <= deeper or (bounded and deeper == probes) or cost > _CONVERGED * before or deeper < size:
-            break
-        size, before = deeper, cost
-        if _to_open(lookup, size) > n_listed:
-            n_listed = _list(one, _to_open(lookup, size))
-    if cost < limit:
-        _prove(one, lookup, seen)
-    elif bounded:
-        _list(one, max(n_listed, _to_open(lookup, limit)))
-        _probe(one, lookup, seen, limit)
-    return bool(cost < limit)
-
-
-@part
-def _list(one: _Sieve, wanted: int) -> int:
-    wanted = min(wanted, _MOST_LISTED)
-    list_tops(one.values, wanted, one.tops)
-    find_corners(one.tops)
-    return wanted
+        if cost == limit and n_listed < min(_MOST_LISTED, _to_open(lookup, limit)):
+            wanted, step = 4 * n_listed, _PLAN
+        elif cost <= deeper or (bounded and deeper == probes) or cost > _CONVERGED * before or deeper < size:
+            if cost == limit and not bounded:
+                return False
+            size, step = limit, _PROVE if cost < limit else _LAST
+            wanted = n_listed if step == _PROVE else _to_open(lookup, size)
+        else:
+            size, before, step = deeper, cost, _PROBE
+            wanted = _to_open(lookup, size)
 
 
 @part
@@ -182,28 +181,29 @@ def _price(lookup: Lookup, n_open: float, n_scored: float, bits: int) -> float:
 
 
 @part
-def _probe(one: _Sieve, lookup: Lookup, seen: Array, size: float) -> None:
-    """Open the buckets that stand out most, and score the labels that seem to be the best: as many as there is time."""
-    n_open = open_highest(one.tops, _to_open(lookup, _SHARE * size), one.open)
-    if n_open == 0:
-        return
+def _aim(one: _Sieve, lookup: Lookup, cost: float) -> float:
+    """Open the buckets that stand out most, for a probe; what a label must have above the means of all repetitions.
+
+    So much that there is time to score as many labels as seem to have it. 0 if no bucket stands out.
+    """
+    if open_highest(one.tops, _to_open(lookup, _SHARE * cost), one.open) == 0:
+        return 0.0
     low, high = np.inf, 0.0
     for r in range(len(one.open)):
         one.base[r] = one.tops.means[r]
         high += max(0.0, level(one.tops, r, 0) - one.base[r])
         if one.open[r]:
             low = min(low, level(one.tops, r, one.open[r] - 1) - one.base[r])
-    low = max(low, 1e-30)
-    one.bits[0] = 21
-    wanted = (1 - _SHARE) * size * lookup.n_buckets / lookup.n_labels / _SCORED
+    low, one.bits[0] = max(low, 1e-30), _PROBE_BITS
+    wanted = (1 - _SHARE) * cost * lookup.n_buckets / lookup.n_labels / _SCORED
     for _ in range(_HALVINGS):
         dues = np.sqrt(low * high)
         _count_gains(one, dues / _UNITS)
-        if _likely(one, lookup, one.bits[0]) > wanted:
+        if _likely(one, lookup, _PROBE_BITS) > wanted:
             low = dues
         else:
             high = dues
-    _pass(one, lookup, seen, high / _UNITS, _UNITS, rising=False)
+    return high
 
 
 @part
@@ -299,21 +299,16 @@ def _in_units(one: _Sieve, r: Integer, i: Integer, unit: float, top: int) -> int
 
 
 @part
-def _prove(one: _Sieve, lookup: Lookup, seen: Array) -> None:
-    """Score every label that has its dues."""
-    _pass(one, lookup, seen, _dues(one) / _UNITS, _UNITS, rising=True)
-
-
-@part
-def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, least: int, rising: bool) -> None:
-    """Add up the gains of the members of all open buckets; score the labels whose cell has ``least`` then.
+def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -> None:
+    """Add up the gains of the members of all open buckets; score the labels whose cell has _UNITS of them then.
 
     A label's last member is added when all its gains are there, so none that has enough is missed. Gains are rounded up
-    to units. ``rising``: ``least`` is the dues, which rise with the k-th best score.
+    to units. ``rising``: that is the dues, which rise with the k-th best score.
     """
     lower = np.uint32((1 << one.bits[0]) - 1)
     one.cells[: 1 << one.bits[0]] = 0
     _find_order(one)
+    least = _UNITS
     waiting: Integer = np.int64(0)
     for r in range(len(one.open)):
         for i in range(one.open[r]):
