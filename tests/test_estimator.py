@@ -104,6 +104,13 @@ def test_top_k_gives_two_arrays(by_sets: MACHClassifier) -> None:
     np.testing.assert_array_equal(scores, same)
 
 
+def test_top_k_in_bounded_time(by_sets: MACHClassifier) -> None:
+    names, scores, proven = by_sets.top_k_within(["a blue shoe", "green house"], k=2, budget=10**9)
+    exact = by_sets.top_k(["a blue shoe", "green house"], k=2)
+    assert proven.tolist() == [True, True]
+    assert (names.tolist(), scores.tolist()) == (exact[0].tolist(), exact[1].tolist())
+
+
 def test_top_k_beyond_all_labels_is_padded(by_sets: MACHClassifier) -> None:
     names, scores = by_sets.top_k(["a blue shoe"], k=14)
     assert set(names[0, :11]) == set(NAMES)

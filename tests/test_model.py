@@ -281,3 +281,13 @@ def test_no_queries_have_no_answers(model: Model) -> None:
     assert [ids.dtype.name, scores.dtype.name] == ["int64", "float32"]
     assert model.sketch(QUERIES.rows(0, 0)).shape == (0, 4, 16)
     assert model.label_scores(QUERIES.rows(0, 0), np.arange(3)).shape == (0, 3)
+
+
+def test_in_bounded_time_it_answers_as_retrieval_does(model: Model) -> None:
+    ids, scores, proven = model.top_k_within(QUERIES, 5, budget=10**9)
+    assert proven.all()
+    assert same((ids, scores), model.top_k(QUERIES, 5))
+    assert model.top_k_within(QUERIES, 5, deadline=1000)[0].shape == (len(QUERIES), 5)
+    for bounds in ({}, {"budget": 10, "deadline": 1.0}):
+        with pytest.raises(SettingError, match="either a budget or a deadline"):
+            model.top_k_within(QUERIES, 5, **bounds)  # type: ignore[arg-type]

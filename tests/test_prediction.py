@@ -335,3 +335,18 @@ def test_features_that_the_model_does_not_have(numbers: Model, tmp_path: Path) -
     with pytest.raises(DataError, match="500 features, the model has 80"):
         predict(numbers, tmp_path / "a.xmc", tmp_path / "p.npz")
     assert isinstance(make_samples().features, Features)
+
+
+def test_answers_in_bounded_time_say_whether_they_are_proven(numbers: Model, samples: Samples, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.svm", samples)
+    for suffix in prediction.FORMATS:
+        predict(numbers, data, tmp_path / f"all{suffix}", k=3, budget=10**9)
+    ids, _, proven = numbers.top_k_within(samples.features, 3, budget=10**9)
+    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [line["proven"] for line in lines] == proven.tolist()
+    assert parquet.read_table(tmp_path / "all.parquet")["proven"].to_pylist() == proven.tolist()
+    with np.load(tmp_path / "all.npz") as arrays:
+        assert np.array_equal(arrays["proven"], proven)
+        assert np.array_equal(arrays["idx"], ids)
+    with pytest.raises(SettingError, match="either candidates or a bound"):
+        predict(numbers, data, tmp_path / "both.npz", candidates=np.arange(2), deadline=5.0)

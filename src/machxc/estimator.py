@@ -186,6 +186,25 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ids, scores = self._model_top_k(self._queries(X), check_count("k", k), chosen)
         return (ids if return_ids else self.model_.names.names(ids)), scores
 
+    def top_k_within(
+        self,
+        X: Any,
+        k: int = 10,
+        *,
+        budget: int | None = None,
+        deadline: float | None = None,
+        return_ids: bool = False,
+    ) -> tuple[Array, Float32, Array]:
+        """`top_k` in bounded time: the best labels found, their scores, and which rankings are proven: bool (n,).
+
+        Either a ``budget`` or a ``deadline``, in milliseconds a query: see `Model.top_k_within`.
+        """
+        check_is_fitted(self)
+        ids, scores, proven = self.model_.top_k_within(
+            self._queries(X), check_count("k", k), budget=budget, deadline=deadline, jobs=self._jobs()
+        )
+        return (ids if return_ids else self.model_.names.names(ids)), scores, proven
+
     def predict(self, X: Any) -> Any:
         """The label of each sample; or, where samples have label sets, all labels with a score from ``threshold``.
 

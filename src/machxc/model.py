@@ -167,6 +167,44 @@ class Model:
                     list(pool.map(lambda at: answer(at, min(at + step, len(features)), 1), starts))
         return ids, scores
 
+    def top_k_within(
+        self,
+        features: Features,
+        k: int = 10,
+        *,
+        budget: int | None = None,
+        deadline: float | None = None,
+        estimator: str | None = None,
+        jobs: int = 1,
+    ) -> tuple[Int64, Float32, npt.NDArray[np.bool_]]:
+        """`top_k` in bounded time: the best labels found, their scores, and whether they are proven to be the best.
+
+        ``proven`` is bool [n]. One of two bounds, for each query: ``budget``, members of buckets that may be looked at
+        (see `machxc.retrieval.top_k_within`), or ``deadline``, the milliseconds that finding labels may take; what is
+        found within a deadline depends on the machine. SettingError unless just one is given, and as for `top_k`.
+        """
+        if (budget is None) == (deadline is None):
+            raise SettingError("expected either a budget or a deadline")
+        if deadline is not None:
+            budget = retrieval.budget_within(deadline, self.partition)
+        assert budget is not None
+        retrieval.check_settings(k, "auto", jobs, budget)
+        ids = np.full((len(features), k), -1, np.int64)
+        scores = np.full((len(features), k), -np.inf, np.float32)
+        proven = np.ones(len(features), np.bool_)
+        for start, stop in self._blocks(features):
+            ids[start:stop], scores[start:stop], proven[start:stop] = retrieval.top_k_within(
+                self.sketch(features.rows(start, stop), jobs),
+                self.partition,
+                k,
+                budget,
+                loss=self.config.loss,
+                estimator=estimator or self.config.estimator,
+                seen=self.seen,
+                jobs=jobs,
+            )
+        return ids, scores, proven
+
     def label_scores(
         self, features: Features, labels: Array, *, estimator: str | None = None, jobs: int = 1
     ) -> Float32:

@@ -9,6 +9,8 @@ data; labels come best first, and are fewer than k only where the model saw fewe
 .npz     ``idx`` int64 [n, k], label ids, -1 where there is none; ``scores`` float32 [n, k], -inf there; and, unless
          label i is simply named i, ``label_ids`` int64 [m], those that occur, rising, and their ``label_names`` [m]
 ======== =======================================================================================================
+
+Answers in bounded time (a budget or a deadline) have one thing more a sample, ``proven``: whether no label is better.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ def predict(
     options: ReadOptions | None = None,
     candidates: Array | None = None,
     estimator: str | None = None,
+    budget: int | None = None,
+    deadline: float | None = None,
     jobs: int = 1,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -59,14 +63,23 @@ def predict(
     """Rank the labels of every sample of ``data`` and write them to ``output``; returns the number of samples.
 
     Labels in the data are not looked at. ``output`` appears when it is complete, or not at all. ``candidates``,
-    ``estimator``, ``jobs``: see `Model.top_k`. DataError for what is wrong with the data; OutputError when ``output``
-    exists (without ``overwrite``) or cannot be written; SettingError when its name is of no known format.
+    ``estimator``, ``jobs``: see `Model.top_k`; ``budget``, ``deadline``: answer in bounded time, see
+    `Model.top_k_within`; not together with candidates, which are scored in any case. DataError for what is wrong with
+    the data; OutputError when ``output`` exists (without ``overwrite``) or cannot be written; SettingError when its
+    name is of no known format.
     """
+    bounded = budget is not None or deadline is not None
+    if bounded and candidates is not None:
+        raise SettingError("expected either candidates or a bound on the time, not both: candidates are all scored")
     n_samples = 0
-    with prediction_file(output, model.names, k, overwrite=overwrite) as file:
+    with prediction_file(output, model.names, k, bounded=bounded, overwrite=overwrite) as file:
         for batch in _without_labels(model, data, options or ReadOptions(), batch_size(k), progress):
             features = batch.samples.features
-            file.add(*model.top_k(features, k, candidates=candidates, estimator=estimator, jobs=jobs))
+            if bounded:
+                how: dict[str, Any] = {"budget": budget, "deadline": deadline, "estimator": estimator, "jobs": jobs}
+                file.add(*model.top_k_within(features, k, **how))
+            else:
+                file.add(*model.top_k(features, k, candidates=candidates, estimator=estimator, jobs=jobs))
             n_samples += len(batch)
     return n_samples
 
@@ -157,17 +170,17 @@ def _integer(line: str) -> int:
 class Writer(ABC):
     """Writes one kind of predictions into ``folder``, rankings as they come; ``complete`` is the file then."""
 
-    def __init__(self, folder: Path, target: Path, names: LabelNames, k: int) -> None:
+    def __init__(self, folder: Path, target: Path, names: LabelNames, k: int, bounded: bool) -> None:
         self.complete = folder / "complete"
-        self._folder, self._target, self._names, self._k = folder, target, names, k
+        self._folder, self._target, self._names, self._k, self._bounded = folder, target, names, k, bounded
         with output_errors(target), contextlib.ExitStack() as self._files:
             self._open()
             self._files = self._files.pop_all()  # left open unless one of them could not be opened
 
-    def add(self, ids: Int64, scores: Float32) -> None:
-        """Take in rankings: label ids [n, k] and their scores."""
+    def add(self, ids: Int64, scores: Float32, proven: Array | None = None) -> None:
+        """Take in rankings: label ids [n, k] and their scores; in bounded time, which are ``proven``: bool [n]."""
         with output_errors(self._target):
-            self._add(ids, scores)
+            self._add(ids, scores, proven)
 
     def finish(self) -> None:
         """Write what is left; the file is complete then."""
@@ -186,7 +199,7 @@ class Writer(ABC):
     def _open(self) -> None: ...
 
     @abstractmethod
-    def _add(self, ids: Int64, scores: Float32) -> None: ...
+    def _add(self, ids: Int64, scores: Float32, proven: Array | None) -> None: ...
 
     def _finish(self) -> None:  # noqa: B027 (most have nothing left to do)
         pass
@@ -198,10 +211,11 @@ class JsonLines(Writer):
     def _open(self) -> None:
         self._file = self._new(self.complete)
 
-    def _add(self, ids: Int64, scores: Float32) -> None:
+    def _add(self, ids: Int64, scores: Float32, proven: Array | None) -> None:
+        known = [{}] * len(ids) if proven is None else [{"proven": bool(one)} for one in proven]
         lines = (
-            json.dumps({"labels": labels, "scores": values}, ensure_ascii=False) + "\n"
-            for labels, values in named(self._names, ids, scores)
+            json.dumps({"labels": labels, "scores": values} | more, ensure_ascii=False) + "\n"
+            for (labels, values), more in zip(named(self._names, ids, scores), known, strict=True)
         )
         self._file.write("".join(lines).encode())
 
@@ -217,10 +231,12 @@ class Parquet(Writer):
             raise MissingExtraError("Parquet files", "parquet") from None
         name = pyarrow.string() if self._names.kind == "strings" else pyarrow.int64()
         columns = [("labels", pyarrow.list_(name)), ("scores", pyarrow.list_(pyarrow.float32()))]
+        if self._bounded:
+            columns.append(("proven", pyarrow.bool_()))
         self._schema = pyarrow.schema(columns)
         self._file = self._files.enter_context(parquet.ParquetWriter(self._new(self.complete), self._schema))
 
-    def _add(self, ids: Int64, scores: Float32) -> None:
+    def _add(self, ids: Int64, scores: Float32, proven: Array | None) -> None:
         import pyarrow
 
         there = ids >= 0
@@ -228,8 +244,10 @@ class Parquet(Writer):
         values = (self._names.names(ids[there]), scores[there])
         lists = [
             pyarrow.ListArray.from_arrays(offsets, pyarrow.array(column, field.type.value_type))
-            for column, field in zip(values, self._schema, strict=True)
+            for column, field in zip(values, list(self._schema)[:2], strict=True)
         ]
+        if proven is not None:
+            lists.append(pyarrow.array(proven))
         self._file.write_table(pyarrow.Table.from_arrays(lists, schema=self._schema))
 
 
@@ -237,21 +255,23 @@ class Npz(Writer):
     """NumPy arrays. Their length is known at the end only, so they are collected in files of raw numbers."""
 
     def _open(self) -> None:
-        self._columns = {"idx": "<i8", "scores": "<f4"}
+        self._columns = {"idx": "<i8", "scores": "<f4"} | ({"proven": "|b1"} if self._bounded else {})
         self._raw = {name: self._new(self._folder / name) for name in self._columns}
         self._n = 0
         self._occurs = np.zeros(len(self._names), bool)
 
-    def _add(self, ids: Int64, scores: Float32) -> None:
+    def _add(self, ids: Int64, scores: Float32, proven: Array | None) -> None:
         self._n += len(ids)
         self._occurs[ids[ids >= 0]] = True
-        for file, array in zip(self._raw.values(), (ids.astype("<i8"), scores.astype("<f4")), strict=True):
+        arrays = [ids.astype("<i8"), scores.astype("<f4")] + ([] if proven is None else [proven])
+        for file, array in zip(self._raw.values(), arrays, strict=True):
             file.write(array.tobytes())
 
     def _finish(self) -> None:
         with zipfile.ZipFile(self.complete, "x") as archive:
             for name, dtype in self._columns.items():
-                with open(self._folder / name, "rb") as raw, _member(archive, name, dtype, (self._n, self._k)) as file:
+                shape = (self._n,) if name == "proven" else (self._n, self._k)
+                with open(self._folder / name, "rb") as raw, _member(archive, name, dtype, shape) as file:
                     shutil.copyfileobj(raw, file, 1 << 20)
                 os.unlink(self._folder / name)
             if self._names.kind != "ids":
@@ -287,14 +307,19 @@ _WRITERS: dict[str, type[Writer]] = {".jsonl": JsonLines, ".npz": Npz, ".parquet
 
 
 @contextlib.contextmanager
-def prediction_file(output: Path | str, names: LabelNames, k: int, *, overwrite: bool = False) -> Iterator[Writer]:
-    """A file of predictions to be filled by `Writer.add`; it is put in place when the body ends without an error."""
+def prediction_file(
+    output: Path | str, names: LabelNames, k: int, *, bounded: bool = False, overwrite: bool = False
+) -> Iterator[Writer]:
+    """A file of predictions to be filled by `Writer.add`; it is put in place when the body ends without an error.
+
+    ``bounded``: rankings come with whether they are proven.
+    """
     target = Path(os.path.realpath(output))  # what a link points to is replaced, not the link
     kind = _WRITERS.get(target.suffix)
     if kind is None:
         raise SettingError(f"{output}: expected a name that ends in one of {FORMATS}, got {Path(output).suffix!r}")
     _check_output(target, overwrite=overwrite)
-    with staging_folder(target) as folder, contextlib.closing(kind(folder, target, names, k)) as writer:
+    with staging_folder(target) as folder, contextlib.closing(kind(folder, target, names, k, bounded)) as writer:
         yield writer
         writer.finish()
         with output_errors(target):

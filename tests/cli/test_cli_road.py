@@ -140,6 +140,13 @@ def test_predictions_are_the_same_in_all_formats(machxc: Program, files: Path, t
     assert arrays["scores"].tolist() == np.array([row["scores"] for row in rows], np.float32).tolist()
 
 
+@pytest.mark.parametrize("bound", [("--budget", 10**9), ("--deadline", 1000)])
+def test_predictions_in_bounded_time(machxc: Program, files: Path, tmp_path: Path, bound: tuple[str, float]) -> None:
+    output = tmp_path / "p.jsonl"
+    assert machxc("predict", files / "texts", files / "test.jsonl", "--output", output, *bound).code == 0
+    assert all(isinstance(json.loads(line)["proven"], bool) for line in output.read_text().splitlines())
+
+
 def test_query_gives_what_predict_gives(machxc: Program, files: Path, tmp_path: Path) -> None:
     texts = [sample["text"] for sample in of_jsonl(files / "test.jsonl")]
     machxc("predict", files / "texts", files / "test.jsonl", "--output", tmp_path / "p.jsonl", "--top-k", 3)

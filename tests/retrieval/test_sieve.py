@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from machxc.compiled import kernel
 from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition, permute
-from machxc.retrieval import top_k, top_k_within
+from machxc.retrieval import budget_within, top_k, top_k_within
+from machxc.retrieval.coarse import coarse_scan
+from machxc.retrieval.estimators import SUM, contributions
+from machxc.retrieval.heap import NO_LABEL
 from machxc.retrieval.permutation import permute32
+from machxc.retrieval.retrieve import lookup_of
+from machxc.retrieval.scan import scan
 from machxc.samples import Array, Float32, Int64, UInt32
 
 SUMS = ("mean", "unbiased", "log-probability", "logit")
@@ -98,6 +103,52 @@ def test_what_stands_out_is_proven_within_a_small_part_of_a_scan() -> None:
     assert proven.all()
     _, _, proven = top_k_within(logits * 0, partition, 3, 400_000, loss="softmax", estimator="mean")
     assert not proven.any()
+
+
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from(KINDS), k=st.sampled_from([1, 10, 300]), part=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_the_coarse_scan_finds_what_the_scan_finds(seed: int, kind: str, k: int, part: bool) -> None:
+    rng = np.random.default_rng(seed)
+    partition = HashPartition(int(rng.integers(300, 20_000)), 200, int(rng.integers(2, 20)), seed)
+    values = contributions(sketch(kind, partition, 1, rng), "softmax", SUMS[seed % 4])
+    seen = np.packbits(rng.random(partition.n_labels) < 0.1) if part else np.empty(0, np.uint8)
+    lookup = lookup_of(partition, inverted=False)
+    found = []
+    for _ in range(2):
+        found.append((np.full((1, k), NO_LABEL, np.int64), np.full((1, k), -np.inf, np.float32)))
+    scan(values[0][..., None], lookup, np.empty(0, np.uint32), seen, SUM, found[0][1], found[0][0])
+    coarse_scan(values[0], lookup, seen, found[1][1][0], found[1][0][0])
+    assert_same(found[0], found[1])
+    again = found[1][0][:, ::-1].copy(), found[1][1][:, ::-1].copy()  # from the best that there are, the worst first
+    coarse_scan(values[0], lookup, seen, again[1][0], again[0][0])
+    assert_same(again, found[0])
+
+
+def test_one_query_without_a_proof_is_scanned() -> None:
+    partition = HashPartition(600_000, 1_000, 8, 5)
+    logits = sketch("noise", partition, 1, np.random.default_rng(6))
+    for estimator in ("mean", "log-probability"):
+        expected = top_k(logits, partition, 100, loss="softmax", estimator=estimator, method="scan")
+        assert_same(top_k(logits, partition, 100, loss="softmax", estimator=estimator), expected)
+
+
+def test_a_budget_too_small_for_the_proof_finds_most_of_the_best() -> None:
+    partition = HashPartition(1_000_000, 1_000, 16, 1)
+    logits = sketch("shared", partition, 3, np.random.default_rng(2))
+    expected, _ = top_k(logits, partition, 20, loss="softmax", estimator="mean")
+    ids, _, proven = top_k_within(logits, partition, 20, 300_000, loss="softmax", estimator="mean")
+    assert not proven.any()
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(expected, ids, strict=True)]) >= 0.9
+
+
+def test_a_longer_deadline_is_a_larger_budget() -> None:
+    partition = HashPartition(1_000_000, 1_000, 16, 1)
+    short, long = (budget_within(milliseconds, partition) for milliseconds in (20, 2_000))
+    assert 1 <= short < long
+    assert budget_within(1e-9, partition) == 1
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(SettingError, match="milliseconds above 0"):
+            budget_within(wrong, partition)
 
 
 def test_one_repetition_with_a_bucket_a_label_is_always_proven() -> None:

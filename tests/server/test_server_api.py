@@ -86,6 +86,11 @@ def test_candidates_and_the_least_score(texts: Client) -> None:
     assert texts.search(QUERY, minimum_score=2) == [{"labels": [], "scores": []}]
 
 
+def test_a_budget_tells_what_is_proven(texts: Client) -> None:
+    exact = texts.search(QUERY, top_k=3)
+    assert texts.search(QUERY, top_k=3, budget=10**9) == [exact[0] | {"proven": True}]
+
+
 def test_top_k_beyond_the_labels(texts: Client) -> None:
     assert sorted(texts.search(QUERY, top_k=40)[0]["labels"]) == sorted(TOPICS)
 
@@ -179,6 +184,8 @@ def refused(reply: Reply, status: int, code: str) -> str:
         ({"queries": ["a"], "surprise": 1}, "surprise"),
         ({"queries": ["a"] * 5, "explain": True}, "at most 4"),
         ({"queries": ["a"], "timeout_ms": 0}, "timeout_ms"),
+        ({"queries": ["a"], "budget": 0}, "budget"),
+        ({"queries": ["a"], "budget": 9, "candidates": ["topic 01"]}, "either a budget or candidates"),
         ({"queries": [{"indices": [1], "values": [1.0]}]}, "the model takes a text"),
         ([], "the body"),
         ("text", "the body"),

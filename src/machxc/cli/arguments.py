@@ -219,6 +219,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def milliseconds(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise ArgumentTypeError(f"expected a number of milliseconds above 0, got {text!r}")
+    return value
+
+
 def positives(text: str) -> tuple[int, ...]:
     """Ints of 1 or more, separated by commas."""
     return tuple(positive(part.strip()) for part in text.split(","))

@@ -22,13 +22,24 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
         "Rank the labels of every sample of DATA, whose own labels are not looked at, and write names and scores, best "
         'first. A .jsonl file has a line {"labels": [...], "scores": [...]} a sample, a .parquet file columns of the '
         "same names; an .npz file has the arrays idx (label ids, int64 [n, K], -1 where there is none) and scores and, "
-        "where label i is not just named i, label_ids and label_names. Memory does not grow with DATA.",
+        "where label i is not just named i, label_ids and label_names. With --budget or --deadline each sample "
+        "also has proven: whether no other label can be better. Memory does not grow with DATA.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model folder")
     parser.add_argument("data", metavar="DATA", help=common.DATA)
     parser.add_argument("--output", metavar="FILE", required=True, help="a .jsonl, .parquet or .npz file to write")
     common.add_overwrite(parser)
     common.add_top_k(parser)
+    bound = parser.add_mutually_exclusive_group()
+    bound.add_argument(
+        "--budget",
+        type=common.positive,
+        metavar="N",
+        help="stop at so many members of buckets, and tell what is proven",
+    )
+    bound.add_argument(
+        "--deadline", type=common.milliseconds, metavar="MS", help="the same, in about so many milliseconds a query"
+    )
     common.add_jobs(parser)
     common.add_json(parser)
     common.add_reading(parser, labels=False)
@@ -53,6 +64,8 @@ def run(arguments: Namespace, console: Console) -> None:
             options=options,
             candidates=candidates,
             estimator=arguments.estimator,
+            budget=arguments.budget,
+            deadline=arguments.deadline,
             jobs=arguments.jobs,
             overwrite=arguments.overwrite,
             progress=progress,

@@ -34,8 +34,9 @@ _CACHE_FLOATS = 1 << 21  # beyond so many bucket values, side by side they would
 _FEWEST_TO_SEARCH = 20_000  # labels
 _FEWEST_TO_SIEVE = 500_000
 _FEWEST_A_BUCKET = 100  # to sieve: fewer, and what is done for each bucket takes longer than its members
-_SCAN_MEMBERS = 1 / 4  # members of buckets that are sieved while a label of one query is scanned, for each repetition
-_PROBES = 1 / 16  # of the time of a scan, for the sieve to find out how long the proof takes
+_MOST_COARSE = 256  # repetitions: so many bytes add up to 16 bits
+_SCAN_MEMBERS = 1 / 2  # members of buckets that are sieved while a label of one query is scanned, for each repetition
+_PROBES = 1 / 64  # of the time of a scan, for the sieve to find out how long the proof takes
 
 
 def top_k(
@@ -91,9 +92,10 @@ def top_k_within(
     """`top_k` in bounded time: the best labels found, their scores, and whether they are known to be the best (bool
     [n]; where True, they are what `top_k` returns).
 
-    ``budget``: how many members of buckets may be looked at for a query, a label that is scored counting as 16: with
-    sums about a millisecond a million. At least the best bucket of each repetition is looked at, and at most that much
-    more than the budget. Other parameters, results and errors are those of `top_k`; SettingError for a budget below 1.
+    ``budget``: how many members of buckets may be looked at for a query, a label that is scored counting as 25: with
+    sums a millisecond or two a million, and one to two beside that for the sketch. At least the best bucket of each
+    repetition is looked at, and at most that much more than the budget; `budget_within` tells what a number of
+    milliseconds is. Other parameters, results and errors are those of `top_k`; SettingError for a budget below 1.
     """
     check_names(loss, estimator)
     check_settings(k, "auto", jobs, budget)
@@ -147,6 +149,7 @@ class _Task:
             self.sieve_limit = _sieve_limit(partition, self.merge, method, self.lanes, budget)
             if not self.sieve_limit:
                 self.limit = budget or _search_limit(partition, k, method, self.lanes)
+        self.coarse = self.sieve_limit > 0 and partition.n_repetitions <= _MOST_COARSE
         self.lookup = lookup_of(partition, inverted=self.limit + self.sieve_limit > 0)
 
     def fill(self, logits: Float32, ids: Int64, scores: Float32, proven: Array | None = None) -> None:
@@ -202,6 +205,7 @@ class _Task:
 
     def _scan(self, values: Float32, best_scores: Float32, best_labels: Int64) -> None:
         """Scan for each query; alone, one starts from the labels that were found already."""
+        from machxc.retrieval.coarse import coarse_scan
         from machxc.retrieval.scan import scan
 
         lanes = self.lanes if len(values) > 2 else 1
@@ -211,7 +215,10 @@ class _Task:
             scores, labels = self._empty(aside.shape[-1])
             if lanes == 1:
                 scores[:], labels[:] = best_scores[rows, ::-1], best_labels[rows, ::-1]  # the worst first: a heap
-            scan(aside, self.lookup, self.candidates, self.seen, self.merge, scores, labels)
+            if lanes == 1 and self.coarse:
+                coarse_scan(values[start], self.lookup, self.seen, scores[0], labels[0])
+            else:
+                scan(aside, self.lookup, self.candidates, self.seen, self.merge, scores, labels)
             n = len(values[rows])
             best_scores[rows], best_labels[rows] = scores[:n], labels[:n]
 

@@ -126,7 +126,7 @@ def score_those(
             for j in range(n):
                 scores[j] = min(scores[j], row[buckets[j]])
         if (merge != SUM or r % _LOOKS == _LOOKS - 1) and n:
-            n = _keep(labels, n, scores, np.float32(floor - rest[r]))
+            n = keep(labels, n, scores, np.float32(floor - rest[r]))
     return n
 
 
@@ -164,7 +164,7 @@ def rounding(size: float, n_repetitions: int) -> float:
 
 
 @part
-def _keep(labels: UInt32, n: Integer, scores: Float32, least: np.float32) -> Integer:
+def keep(labels: UInt32, n: Integer, scores: Array, least: np.number[Any]) -> Integer:
     """Move labels with a score of at least ``least`` to the front, if a third has less; how many labels are left.
 
     For fewer it would take longer than it saves.

@@ -8,15 +8,16 @@ repetitions scores at most
 so it can be among the k best only if its gains add up to what the k-th best score is above the sum of the levels, its
 *dues*. The search (`machxc.retrieval.search`) scores every member of an open bucket, R lookups each, most of them in
 vain: nearly all are in one open bucket only. The sieve adds up gains instead, in a table of 8-bit cells that stays in
-the cache, a cell for all labels with the same lower bits: one addition a member. Others in its cell can only add to
+the caches, a cell for all labels with the same lower bits: one addition a member. Others in its cell can only add to
 what a label seems to have gained; it is scored as soon as its cell has its dues.
 
-A query takes passes over the members of open buckets. *Probes*, of few buckets and then more, score the labels of
-the fullest cells, to find a k-th best score: often it is the final one. Given that, a *plan*: the levels that make the
-proof cheapest. Opening one more bucket costs the same in every repetition, so they are those of a Lagrange multiplier:
-each repetition minimises its open buckets + multiplier * next[r]. Last the *proof*: all labels that have their dues
-are scored. How full cells are by chance is known beforehand: what falls into one is a compound Poisson distribution.
-If a plan says that the proof would take longer than a scan of all labels, nothing is proven and the caller scans.
+A query takes passes over the members of open buckets. *Probes* open those that stand out most and score the labels
+of the fullest cells, to find a k-th best score: often it is the final one. Given that, a *plan*: the levels, and the
+number of cells, that make the proof cheapest. Opening one more bucket costs the same in every repetition, so the levels
+are those of a Lagrange multiplier: each repetition minimises its open buckets + multiplier * next[r]. Last the *proof*:
+all labels that have their dues are scored. How full cells are by chance is known beforehand: what falls into one is a
+compound Poisson distribution. If a plan says that the proof would take longer than a scan of all labels, nothing is
+proven and the caller scans.
 """
 
 from __future__ import annotations
@@ -26,56 +27,69 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import kernel, part
+from machxc.compiled import fast_kernel, kernel, part
 from machxc.retrieval.estimators import SUM
-from machxc.retrieval.heap import best_first, offer, offer_once
+from machxc.retrieval.heap import best_first, offer_once
 from machxc.retrieval.scoring import (
     Integer,
     Lookup,
+    find_buckets_of,
     find_members,
     is_seen,
+    keep,
     places,
     rest_of,
     score_those,
 )
+from machxc.retrieval.tops import Tops, find_corners, level, list_tops, new_tops, open_corners, open_highest
 from machxc.samples import Array, Float32, Int64, UInt32
 
 UInt8 = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
 
-_SHALLOW, DEEP = 64, 256  # buckets of a repetition that can be opened, at first and at most
-_FIRST_PROBE, _DEEPER = 4, 4  # buckets a repetition that a first probe opens, and how many times as many the next
-_CELLS = 1 << 19  # half of a core's second-level cache
-_LOWER = np.uint32(_CELLS - 1)  # the bits of a label that tell its cell
-_CHUNK = 512  # members looked up at a time, and labels scored at a time
+_FEWEST_BITS, _MOST_BITS = 20, 23  # of a label, that tell its cell: tables from a second-level cache to a third-level
+_CHUNK = 512  # members looked up at a time
+_SCORED = 25.0  # see `_price`
+_WAITING = 4096  # labels scored at a time: each time the values of all buckets are fetched
 _TOP = 255  # a full cell
-_LARGEST_GAIN, _UNITS = 64.0, 128  # the largest gain of a probe, and the dues of a proof, in units of a cell
-_PROBED_FOR_EACH, _PROBED = 4, 2048  # cells that a probe looks into: so many for each of the k, and at least
-_SCORED = 16.0  # how much longer a label takes to be scored than a member of a bucket to be sieved: measured
-_MULTIPLIERS, _STEP = 48, 1.4  # how many are tried, and the factor between them
+_UNITS = 128  # what a label needs to be scored, in units of a cell
+_FIRST_PROBE = 1_000_000.0  # cost: see `_price`
+_DEEPER, _OF_PROOF = 4.0, 0.1  # a next probe costs so many times as much as the last, or this share of the proof
+_CONVERGED = 0.7  # a proof that is not cheaper than that after a probe will not become so by another
+_PROBE, _PLAN, _PROVE, _LAST = 0, 1, 2, 3  # steps of a query
+_PROBE_BITS = 21  # of a label, that tell its cell in a probe
+_SHARE = 0.5  # of a probe for members, the rest is for scoring
+_LISTED, _MOST_LISTED = 2048, 1 << 15  # buckets listed at first, and at most
+_MULTIPLIERS, _STEP = 40, 1.5  # how many are tried, and the factor between them
+_FILTERS, _LOOKS = 16, 4  # repetitions in which labels are looked up before they are scored; looks between
+_SLACK = 4.0  # times the rounding of a sum: that of all that is taken from a bound
+_HALVINGS = 8  # of the bounds between which a probe looks for its dues
 
 
 class _Sieve(NamedTuple):
-    """One query. ``values`` [R, B, 1]; its k best so far; ``rest`` as `score_those` wants it.
+    """One query. ``values`` [R, B]; its k best so far; ``rest`` as `score_those` wants it; the ``tops`` of its buckets.
 
-    ``tops`` and ``buckets`` [R, DEEP]: the ``depth[0]`` best values of each repetition, falling, and which they are;
-    ``open`` [R]: how many of them are open; ``cells`` uint8: gains, by a label's lower bits; the rest is scratch.
+    ``open`` [R]: how many of the best buckets are open; ``base`` [R]: what their gains are counted from; ``bits`` [1]:
+    how many of a label tell its cell. ``cells`` uint8: gains, by a label's lower bits; the rest is scratch.
     """
 
     values: Float32
     best_scores: Float32
     best_labels: Int64
     rest: Float32
-    depth: Int64
-    tops: Float32
-    buckets: Int64
+    tops: Tops
     open: Int64
+    base: Float64
+    bits: Int64
     cells: UInt8
+    counts: Float64
     chance: Float64
     members: UInt32
     waiting: UInt32
+    bounds: Float32
     scores: Float32
     scratch: UInt32
+    order: Int64
 
 
 @kernel
@@ -92,22 +106,24 @@ def sieve(
     """The k best labels of n queries by their sums; ``proven[i]`` tells whether they are known to be.
 
     If not, they are good labels with their scores, but better ones may be missing. ``values`` float32 [n, R, B];
-    ``limit``: how many members of buckets may be looked at (a label that is scored counts for 16), ``probes`` of them
+    ``limit``: how many members of buckets may be looked at (a label that is scored counts for 25), ``probes`` of them
     before the proof; ``best_scores`` and ``best_labels`` [n, k] as in `machxc.retrieval.scan.scan`; ``proven`` bool
     [n].
     """
-    n, n_repetitions, _ = values.shape
-    tops = np.empty((n_repetitions, DEEP), np.float32)
-    buckets = np.empty((n_repetitions, DEEP), np.int64)
-    opened, rest = np.empty(n_repetitions, np.int64), np.empty(n_repetitions, np.float32)
-    cells, chance = np.empty(_CELLS, np.uint8), np.empty(_TOP + 1, np.float64)
-    members, waiting = np.empty(_CHUNK, np.uint32), np.empty(2 * _CHUNK, np.uint32)
-    scores, scratch = np.empty(2 * _CHUNK, np.float32), np.empty(2 * _CHUNK, np.uint32)
+    n, n_repetitions, n_buckets = values.shape
+    tops = new_tops(n_repetitions, min(2 * _MOST_LISTED, n_repetitions * n_buckets))
+    opened, rest = np.zeros(n_repetitions, np.int64), np.empty(n_repetitions, np.float32)
+    base, bits = np.empty(n_repetitions, np.float64), np.full(1, _FEWEST_BITS, np.int64)
+    cells, members = np.empty(1 << _MOST_BITS, np.uint8), np.empty(_CHUNK, np.uint32)
+    counts, chance = np.empty(_UNITS + 1, np.float64), np.empty(_UNITS + 1, np.float64)
+    waiting, scratch = np.empty(_WAITING + _CHUNK, np.uint32), np.empty(_WAITING + _CHUNK, np.uint32)
+    bounds, scores = np.empty(_WAITING + _CHUNK, np.float32), np.empty(_WAITING + _CHUNK, np.float32)
+    order = np.empty(min(_FILTERS, n_repetitions), np.int64)
     for i in range(n):
         rest_of(values[i], SUM, rest)
         one = _Sieve(
-            values[i], best_scores[i], best_labels[i], rest, np.zeros(1, np.int64), tops, buckets, opened,
-            cells, chance, members, waiting, scores, scratch,
+            values[i], best_scores[i], best_labels[i], rest, tops, opened, base, bits, cells, counts, chance,
+            members, waiting, bounds, scores, scratch, order,
         )  # fmt: skip
         proven[i] = _sieve_one(one, lookup, seen, probes, limit)
         best_first(best_scores[i], best_labels[i])
@@ -115,222 +131,236 @@ def sieve(
 
 @part
 def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: float) -> bool:
-    """Probe deeper as long as the proof would take longer than the next probe; then prove, if the limit allows."""
-    most = min(DEEP, lookup.n_buckets) - 1  # the value after the last open bucket must be known
-    if most == 0:
-        return False
-    a_bucket = len(one.open) * lookup.n_labels / lookup.n_buckets  # members of a bucket in every repetition
-    n_open = _FIRST_PROBE
+    """Probe as long as that makes the proof cheaper by more than it costs; then prove, if the limit allows.
+
+    If it does not, but all of it is for probes, what is left goes into a last one. (One loop, so that each step is
+    compiled into one place.)
+    """
+    bounded, size, before = probes >= limit, min(_FIRST_PROBE, probes / 2), np.inf
+    n_listed, wanted, step = 0, max(_LISTED, _to_open(lookup, size)), _PROBE
     while True:
-        n_open = max(1, min(n_open, most, int(probes / a_bucket)))
-        _find_best_buckets(one, min(_SHALLOW if n_open < _SHALLOW else DEEP, lookup.n_buckets))
-        _probe(one, lookup, seen, n_open)
-        probes, limit = probes - n_open * a_bucket, limit - n_open * a_bucket
+        if wanted > n_listed and n_listed < _MOST_LISTED:
+            n_listed = min(wanted, _MOST_LISTED)
+            list_tops(one.values, n_listed, one.tops)
+            find_corners(one.tops)
+        if step != _PLAN:
+            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one)) / _UNITS
+            if unit > 0:
+                _pass(one, lookup, seen, unit, step == _PROVE)
+            if step >= _PROVE:
+                return bool(step == _PROVE)
+            probes, limit = probes - size, limit - size
         cost = _plan(one, lookup, limit)
-        deeper = min(n_open * _DEEPER, most, int(probes / a_bucket))
-        if cost <= deeper * a_bucket or 2 * deeper <= 3 * n_open:
-            break
-        n_open = deeper
-    if cost < limit:
-        _prove(one, lookup, seen)
-    return bool(cost < limit)
+        deeper = min(max(_DEEPER * size, _OF_PROOF * cost if cost < limit else 0.0), probes)
+        if cost == limit and n_listed < min(_MOST_LISTED, _to_open(lookup, limit)):
+            wanted, step = 4 * n_listed, _PLAN
+        elif cost <= deeper or (bounded and deeper == probes) or cost > _CONVERGED * before or deeper < size:
+            if cost == limit and not bounded:
+                return False
+            size, step = limit, _PROVE if cost < limit else _LAST
+            wanted = n_listed if step == _PROVE else _to_open(lookup, size)
+        else:
+            size, before, step = deeper, cost, _PROBE
+            wanted = _to_open(lookup, size)
 
 
 @part
-def _find_best_buckets(one: _Sieve, depth: int) -> None:
-    if one.depth[0] < depth:
-        one.depth[0] = depth
-        for r in range(len(one.open)):
-            _best_buckets(one.values[r], one.tops[r][:depth], one.buckets[r][:depth])
+def _to_open(lookup: Lookup, cost: float) -> int:
+    """How many buckets can be opened for that."""
+    return int(cost * lookup.n_buckets / lookup.n_labels)
 
 
 @part
-def _best_buckets(values: Float32, tops: Float32, buckets: Int64) -> None:
-    """The best of B values, falling, and where they are; of equal ones the first."""
-    tops[:], buckets[:] = -np.inf, len(values)
-    for start in range(0, len(values), 16):
-        reached = 0
-        for b in range(start, min(start + 16, len(values))):  # a plain count, so that it vectorises
-            reached += values[b] > tops[0]
-        if reached:
-            for b in range(start, min(start + 16, len(values))):
-                offer(tops, buckets, values[b], b)
-    best_first(tops, buckets)
+def _price(lookup: Lookup, n_open: float, n_scored: float, bits: int) -> float:
+    """What it costs to open buckets, and to score as many labels as are in ``n_scored`` buckets.
+
+    The unit is what a member of a bucket takes where cells are in the second-level cache (1.3 ns). Measured.
+    """
+    members = lookup.n_labels / lookup.n_buckets
+    return members * (n_open * (1 + (bits - _FEWEST_BITS) ** 2 / 5) + _SCORED * n_scored) + (1 << bits) / 16
 
 
 @part
-def _probe(one: _Sieve, lookup: Lookup, seen: Array, n_open: int) -> None:
-    """Open so many buckets in every repetition, and score the labels of cells that are fuller than chance explains."""
-    one.open[:] = n_open
-    largest = _spread(one, n_open)
-    unit = max(largest / _LARGEST_GAIN, 1e-30)
-    wanted = max(_PROBED, _PROBED_FOR_EACH * len(one.best_scores)) / _CELLS
-    _fill_by_chance(one, lookup, unit, _TOP)
-    while one.chance[_TOP] > wanted and unit < largest:  # cells would run over
-        unit *= 2.0
-        _fill_by_chance(one, lookup, unit, _TOP)
-    least, above = _TOP, one.chance[_TOP]
-    while least > 1 and above + one.chance[least - 1] <= wanted:
-        least -= 1
-        above += one.chance[least]
-    one.cells[:] = 0
-    _pass(one, lookup, seen, unit, least, rising=False)
+def _aim(one: _Sieve, lookup: Lookup, cost: float) -> float:
+    """Open the buckets that stand out most, for a probe; what a label must have above the means of all repetitions.
 
-
-@part
-def _spread(one: _Sieve, n: Integer) -> float:
-    """How far the value after the n best of a repetition is below the best one, at most."""
-    spread = 0.0
+    So much that there is time to score as many labels as seem to have it. 0 if no bucket stands out.
+    """
+    if open_highest(one.tops, _to_open(lookup, _SHARE * cost), one.open) == 0:
+        return 0.0
+    low, high = np.inf, 0.0
     for r in range(len(one.open)):
-        gain = float(one.tops[r, 0] - one.tops[r, n])
-        spread = gain if gain > spread else spread
-    return spread
+        one.base[r] = one.tops.means[r]
+        high += max(0.0, level(one.tops, r, 0) - one.base[r])
+        if one.open[r]:
+            low = min(low, level(one.tops, r, one.open[r] - 1) - one.base[r])
+    low, one.bits[0] = max(low, 1e-30), _PROBE_BITS
+    wanted = (1 - _SHARE) * cost * lookup.n_buckets / lookup.n_labels / _SCORED
+    for _ in range(_HALVINGS):
+        dues = np.sqrt(low * high)
+        _count_gains(one, dues / _UNITS)
+        if _likely(one, lookup, _PROBE_BITS) > wanted:
+            low = dues
+        else:
+            high = dues
+    return high
 
 
 @part
 def _plan(one: _Sieve, lookup: Lookup, limit: float) -> float:
-    """Open what makes the proof cheapest; its cost, in members of buckets, or the limit if it is not below that."""
-    members = lookup.n_labels / lookup.n_buckets
-    spread = _spread(one, one.depth[0] - 1)
+    """Open what makes the proof cheapest; its cost, or the limit if it is not below that."""
+    spread = 0.0
+    for r in range(len(one.open)):
+        spread = max(spread, level(one.tops, r, 0) - float(one.tops.below[r]))
     if one.best_scores[0] == -np.inf or spread <= 0:
         return limit
-    multiplier, cheapest, best = 0.1 / spread, limit, -1.0
+    at, best = np.zeros(len(one.open), np.int64), one.open.copy()
+    multiplier, cheapest = 0.1 / spread, limit
     for _ in range(_MULTIPLIERS):
-        n_open = _set_levels(one, multiplier)
-        if n_open * members >= cheapest:
+        n_open = open_corners(one.tops, multiplier, at, one.open)
+        multiplier *= _STEP
+        if _price(lookup, n_open, 0.0, _FEWEST_BITS) >= cheapest:
             break
         dues = _dues(one)
         if dues > 0:
-            cost = members * (n_open + _SCORED * _likely(one, lookup, dues))
-            if cost < cheapest:
-                cheapest, best = cost, multiplier
-        multiplier *= _STEP
-    if best > 0:
-        _set_levels(one, best)
+            _count_gains(one, dues / _UNITS)
+            for bits in range(_FEWEST_BITS, _MOST_BITS + 1):
+                cost = _price(lookup, n_open, _likely(one, lookup, bits), bits)
+                if cost < cheapest:
+                    cheapest, one.bits[0] = cost, bits
+                    best[:] = one.open
+    one.open[:] = best
     return cheapest
 
 
 @part
-def _set_levels(one: _Sieve, multiplier: float) -> int:
-    """Open what a multiplier says; how many buckets that is."""
-    n_open = 0
-    for r in range(len(one.open)):
-        least = np.inf
-        for n in range(one.depth[0]):
-            cost = n + multiplier * float(one.tops[r, n])
-            if cost < least:
-                least, one.open[r] = cost, n
-        n_open += one.open[r]
-    return n_open
-
-
-@part
-def _likely(one: _Sieve, lookup: Lookup, dues: float) -> float:
-    """How many open buckets the members would fill that seem to have their dues, with what else is in their cells."""
-    counts = _fill_by_chance(one, lookup, dues / _UNITS, _UNITS)
-    total, enough = 0.0, one.chance[_UNITS]  # the probability that others have what a gain of 0 lacks
-    for gain in range(_UNITS + 1):
-        total += counts[gain] * enough
-        enough += one.chance[_UNITS - 1 - gain] if gain < _UNITS else 0.0
-    return total
-
-
-@part
-def _fill_by_chance(one: _Sieve, lookup: Lookup, unit: float, top: int) -> Float64:
-    """chance[x] = the probability that what falls into a cell from open buckets is x units; for ``top``: or more.
-
-    Gains come to a cell as a Poisson process; their sum has a compound distribution, by Panjer's recursion (1981).
-    Returns how many open buckets have each gain, the last that or more.
-    """
-    counts = np.zeros(top + 1, np.float64)
-    for r in range(len(one.open)):
-        for i in range(one.open[r]):
-            counts[_in_units(one, r, i, unit, top)] += 1.0
-    rate = lookup.n_labels / lookup.n_buckets / _CELLS  # of members of one bucket
-    chance = one.chance
-    chance[0] = np.exp(-rate * counts[1:].sum())
-    below = chance[0]
-    for x in range(1, top):
-        total = 0.0
-        for gain in range(1, x + 1):
-            total += gain * counts[gain] * chance[x - gain]
-        chance[x] = total * rate / x
-        below += chance[x]
-    chance[top] = max(0.0, 1.0 - below)
-    return counts
-
-
-@part
-def _in_units(one: _Sieve, r: Integer, i: Integer, unit: float, top: int) -> int:
-    """The gain of open bucket i of repetition r, rounded up, and at most ``top``."""
-    return int(min(np.ceil((one.tops[r, i] - one.tops[r, one.open[r]]) / unit), top))
-
-
-@part
-def _prove(one: _Sieve, lookup: Lookup, seen: Array) -> None:
-    """Score every label that has its dues."""
-    unit = _dues(one) / _UNITS
-    one.cells[:] = 0
-    _pass(one, lookup, seen, unit, _dues_in(one, unit), rising=True)
-
-
-@part
 def _dues(one: _Sieve) -> float:
-    """What the gains of a label must add up to if it is among the k best."""
+    """What the gains of a label must add up to if it is among the k best; gains count from the levels then."""
     total = 0.0
     for r in range(len(one.open)):
-        total += float(one.tops[r, one.open[r]])
+        one.base[r] = level(one.tops, r, one.open[r])
+        total += one.base[r]
     return float(one.best_scores[0]) - total - float(one.rest[-1])  # after the last repetition the rest is rounding
 
 
 @part
-def _dues_in(one: _Sieve, unit: float) -> int:
-    return max(0, min(_TOP, int(_dues(one) / unit)))
+def _count_gains(one: _Sieve, unit: float) -> None:
+    """counts[x] = how many open buckets have a gain of x units, the last that or more."""
+    one.counts[:] = 0.0
+    for r in range(len(one.open)):
+        for i in range(one.open[r]):
+            one.counts[_in_units(one, r, i, unit, _UNITS)] += 1.0
 
 
 @part
-def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, least: int, rising: bool) -> None:
-    """Add up the gains of the members of all open buckets; score the labels whose cell has ``least`` then.
+def _likely(one: _Sieve, lookup: Lookup, bits: int) -> float:
+    """How many open buckets the members would fill that seem to have their dues, with what else is in their cells.
+
+    Gains come to a cell as a Poisson process; their sum has a compound distribution, by Panjer's recursion (1981).
+    """
+    _panjer(one.counts, lookup.n_labels / lookup.n_buckets / (1 << bits), one.chance)
+    total, enough = 0.0, one.chance[_UNITS]  # the probability that others have what a gain of 0 lacks
+    for gain in range(_UNITS + 1):
+        total += one.counts[gain] * enough
+        enough += one.chance[_UNITS - 1 - gain] if gain < _UNITS else 0.0
+    return total
+
+
+@fast_kernel
+def _panjer(counts: Float64, rate: float, chance: Float64) -> None:
+    """chance[x] = the probability that gains, of which ``rate`` * counts[x] are x on average, add up to x.
+
+    The last: to that or more.
+    """
+    top = len(chance) - 1
+    weights = np.empty(top + 1, np.float64)
+    backwards = np.zeros(top + 1, np.float64)  # chance[x] at top - x: the inner loop reads both forwards
+    total = 0.0
+    for x in range(1, top + 1):
+        weights[x] = x * counts[x] * rate
+        total += counts[x] * rate
+    backwards[top] = np.exp(-total)
+    below = backwards[top]
+    for x in range(1, top):
+        found = 0.0
+        for gain in range(1, x + 1):
+            found += weights[gain] * backwards[top - x + gain]
+        backwards[top - x] = found / x
+        below += backwards[top - x]
+    for x in range(top):
+        chance[x] = backwards[top - x]
+    chance[top] = max(0.0, 1.0 - below)
+
+
+@part
+def _in_units(one: _Sieve, r: Integer, i: Integer, unit: float, top: int) -> int:
+    """The gain of open bucket i of repetition r, rounded up, at least 0 and at most ``top``."""
+    return int(max(0.0, min(np.ceil((level(one.tops, r, i) - one.base[r]) / unit), top)))
+
+
+@part
+def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -> None:
+    """Add up the gains of the members of all open buckets; score the labels whose cell has _UNITS of them then.
 
     A label's last member is added when all its gains are there, so none that has enough is missed. Gains are rounded up
-    to units. ``rising``: ``least`` is the dues, which rise with the k-th best score.
+    to units. ``rising``: that is the dues, which rise with the k-th best score.
     """
+    lower = np.uint32((1 << one.bits[0]) - 1)
+    one.cells[: 1 << one.bits[0]] = 0
+    _find_order(one)
+    least = _UNITS
     waiting: Integer = np.int64(0)
     for r in range(len(one.open)):
         for i in range(one.open[r]):
             gain = _in_units(one, r, i, unit, _TOP)
-            start, stop = places(lookup, r, one.buckets[r, i])
+            start, stop = places(lookup, r, one.tops.buckets[one.tops.starts[r] + i])
             for place in range(start, stop, _CHUNK):
                 n = min(_CHUNK, stop - place)
                 find_members(lookup, r, place, n, one.members)
-                waiting = _add_and_pick(one, n, gain, least, waiting)
-                if waiting >= _CHUNK:
-                    _score(one, lookup, seen, waiting)
+                waiting = _add_and_pick(one, n, lower, gain, least, waiting)
+                if waiting >= _WAITING:
+                    _score(one, lookup, seen, waiting, unit)
                     waiting = np.int64(0)
                     if rising:
-                        least = _dues_in(one, unit)
-    _score(one, lookup, seen, waiting)
+                        least = max(0, min(_TOP, int(_dues(one) / unit)))
+    _score(one, lookup, seen, waiting, unit)
 
 
 @part
-def _add_and_pick(one: _Sieve, n: Integer, gain: int, least: int, waiting: Integer) -> Integer:
+def _find_order(one: _Sieve) -> None:
+    """The repetitions whose level is furthest above what most buckets have: there a closed bucket tells most."""
+    taken = np.zeros(len(one.open), np.bool_)
+    for i in range(len(one.order)):
+        best, most = 0, -np.inf
+        for r in range(len(one.open)):
+            above = level(one.tops, r, one.open[r]) - float(one.tops.means[r])
+            if not taken[r] and above > most:
+                best, most = r, above
+        taken[best] = True
+        one.order[i] = best
+
+
+@part
+def _add_and_pick(one: _Sieve, n: Integer, lower: np.uint32, gain: int, least: int, waiting: Integer) -> Integer:
     """Add a gain to the cells of n members, up to what a cell can hold; append those whose cell has ``least`` then to
     the labels waiting to be scored; how many wait then."""
-    units, room, enough = np.uint8(gain), np.uint8(_TOP - gain), np.uint8(least)
+    units, enough = np.uint32(gain), np.uint32(least)
     for j in range(n):
         label = one.members[j]
-        cell = label & _LOWER
-        content = one.cells[cell]
-        content = np.uint8(content + units) if content <= room else np.uint8(_TOP)
-        one.cells[cell] = content
-        one.waiting[waiting] = label
-        waiting += content >= enough
+        cell = label & lower
+        content = np.uint32(one.cells[cell]) + units
+        if content >= enough:  # so seldom that a branch costs half of what appending them all would
+            content = min(content, np.uint32(_TOP))
+            one.waiting[waiting], one.bounds[waiting] = label, content
+            waiting += 1
+        one.cells[cell] = np.uint8(content)
     return waiting
 
 
 @part
-def _score(one: _Sieve, lookup: Lookup, seen: Array, n: Integer) -> None:
+def _score(one: _Sieve, lookup: Lookup, seen: Array, n: Integer, unit: float) -> None:
     """Score the waiting labels and keep the best."""
+    n = _hopeful(one, lookup, n, unit)
     kept: Integer = np.int64(0)
     for j in range(n):
         label = one.waiting[j]
@@ -340,3 +370,33 @@ def _score(one: _Sieve, lookup: Lookup, seen: Array, n: Integer) -> None:
     kept = score_those(one.values, lookup, one.waiting, kept, SUM, one.rest, floor, one.scratch, one.scores)
     for j in range(kept):
         offer_once(one.best_scores, one.best_labels, one.scores[j], np.int64(one.waiting[j]))
+
+
+@part
+def _hopeful(one: _Sieve, lookup: Lookup, n: Integer, unit: float) -> Integer:
+    """Move the waiting labels that can still be among the k best to the front; how many.
+
+    All gains of a label are in its cell, so it scores at most what is in there and the levels. Each of its buckets that
+    is looked up lowers that: by level - base if it is open, by how far it is below the level if not. What a cell holds
+    of others' gains is soon used up.
+    """
+    floor, levels = one.best_scores[0], 0.0
+    for r in range(len(one.open)):
+        levels += level(one.tops, r, one.open[r])
+    if floor == -np.inf:
+        return n
+    for j in range(n):
+        full = one.bounds[j] >= _TOP
+        one.bounds[j] = np.inf if full else one.bounds[j] * unit + levels
+    least = np.float32(floor - _SLACK * one.rest[-1])
+    for i in range(len(one.order)):
+        r = one.order[i]
+        row, high = one.values[r], np.float32(level(one.tops, r, one.open[r]))
+        low = np.float32(one.base[r])
+        find_buckets_of(lookup, r, one.waiting, n, one.scratch)
+        for j in range(n):
+            value = row[one.scratch[j]]
+            one.bounds[j] -= high - (low if value > high else value)
+        if i % _LOOKS == _LOOKS - 1:
+            n = keep(one.waiting, n, one.bounds, least)
+    return n

@@ -54,7 +54,7 @@ class Job:
         """Jobs of the same key can be scored together: top_k is shared up to the next power of two."""
         options = self.options
         alone = None if options.candidates is None else id(self)
-        return id(self.engine), options.estimator, alone, (options.top_k - 1).bit_length()
+        return id(self.engine), options.estimator, options.budget, alone, (options.top_k - 1).bit_length()
 
     @property
     def is_complete(self) -> bool:

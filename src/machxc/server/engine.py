@@ -16,7 +16,7 @@ from machxc.errors import DataError
 from machxc.features.text import token_features
 from machxc.model import Model
 from machxc.prediction import named
-from machxc.samples import Features, Float32, Int64, UInt32
+from machxc.samples import Array, Features, Float32, Int64, UInt32
 
 Label = str | int
 
@@ -35,7 +35,8 @@ Query = str | NumericQuery
 @dataclass(frozen=True)
 class Options:
     """What is asked of a query: the ``top_k`` best labels of at least ``minimum_score`` among ``candidates`` (ids;
-    None: all), merged by ``estimator`` (None: the model's); ``explain``: and why.
+    None: all), merged by ``estimator`` (None: the model's); ``explain``: and why; ``budget``: in bounded time, see
+    `Model.top_k_within` (None: exact).
     """
 
     top_k: int = 10
@@ -43,6 +44,7 @@ class Options:
     minimum_score: float | None = None
     candidates: Int64 | None = None
     explain: bool = False
+    budget: int | None = None
 
 
 Stages = dict[str, float]
@@ -89,25 +91,38 @@ class Engine:
         return ids
 
     def answer(self, queries: Sequence[Query], options: Sequence[Options]) -> tuple[list[bytes], Stages]:
-        """The JSON of each answer, and what it took. All ``options`` agree in estimator and candidates."""
+        """The JSON of each answer, and what it took. All ``options`` agree in estimator, candidates and budget."""
         marks = [time.perf_counter()]
         features = self._features(queries)
         marks.append(time.perf_counter())
         most, first = max(option.top_k for option in options), options[0]
-        ids, scores = self.model.top_k(features, most, candidates=first.candidates, estimator=first.estimator)
+        ids, scores, proven = self._ranked(features, most, first)
         marks.append(time.perf_counter())
-        answers = self._named(queries, features, options, ids, scores)
+        answers = self._named(queries, features, options, ids, scores, proven)
         marks.append(time.perf_counter())
         seconds = (after - before for before, after in pairwise(marks))
         return answers, dict(zip(("features", "scoring", "naming"), seconds, strict=True))
 
+    def _ranked(self, features: Features, k: int, how: Options) -> tuple[Int64, Float32, Array | None]:
+        if how.budget is not None:
+            return self.model.top_k_within(features, k, budget=how.budget, estimator=how.estimator)
+        return *self.model.top_k(features, k, candidates=how.candidates, estimator=how.estimator), None
+
     def _named(
-        self, queries: Sequence[Query], features: Features, options: Sequence[Options], ids: Int64, scores: Float32
+        self,
+        queries: Sequence[Query],
+        features: Features,
+        options: Sequence[Options],
+        ids: Int64,
+        scores: Float32,
+        proven: Array | None,
     ) -> list[bytes]:
         answers = []
         for i, (labels, values) in enumerate(named(self.model.names, ids, scores)):
             n = _kept(values, options[i])
             answer: dict[str, Any] = {"labels": labels[:n], "scores": values[:n]}
+            if proven is not None:
+                answer["proven"] = bool(proven[i])
             if options[i].explain:
                 from machxc.server.explain import explain
 

@@ -52,6 +52,11 @@ class SearchRequest(Strict):
     estimator: Estimator | None = Field(None, description="how bucket scores are merged (default: as the model does)")
     minimum_score: float | None = Field(None, description="leave out labels with a lower score")
     explain: bool = Field(False, description="also tell why: n-grams, buckets, and how the labels were narrowed down")
+    budget: Annotated[int, Field(ge=1, le=MAX_ID)] | None = Field(
+        None,
+        description="stop a query at so many members of buckets (a million: a millisecond or two), and tell whether "
+        "the answer is proven to be the best; not together with candidates, which are all scored",
+    )
     timeout_ms: Annotated[int, Field(ge=1, le=600_000)] | None = Field(
         None, description="answer within so many milliseconds, or fail with 504 (at most the server's own deadline)"
     )
@@ -104,6 +109,7 @@ class Result(BaseModel):
 
     labels: list[str | int]
     scores: list[float]
+    proven: bool | None = Field(None, description="with a budget: whether no other label can be better")
     why: Why | None = None
 
 
@@ -209,6 +215,8 @@ def understood(body: bytes, model: type[SearchRequest], engine: Engine, settings
         raise _failure(error) from None
     if request.explain and len(request.queries) > settings.max_explained:
         raise invalid_request(f"expected at most {settings.max_explained} queries with 'explain', got more")
+    if request.budget is not None and request.candidates is not None:
+        raise invalid_request("expected either a budget or candidates, which are all scored; got both")
     try:
         queries = [_query(query, i) for i, query in enumerate(request.queries)]
         for i, query in enumerate(queries):
@@ -216,7 +224,9 @@ def understood(body: bytes, model: type[SearchRequest], engine: Engine, settings
         candidates = None if request.candidates is None else engine.label_ids(request.candidates)
     except DataError as error:
         raise invalid_request(str(error)) from None
-    options = Options(request.top_k, request.estimator, request.minimum_score, candidates, request.explain)
+    options = Options(
+        request.top_k, request.estimator, request.minimum_score, candidates, request.explain, request.budget
+    )
     return Search(engine, queries, options, None if request.timeout_ms is None else request.timeout_ms / 1000)
 
 
