@@ -80,9 +80,10 @@ def learned(arguments: argparse.Namespace, folder: Path, settings: Settings) -> 
     """Train the repetitions that are not there yet; ``learning.json`` adds up what those before have taken."""
     from machxc.facts import facts_of
     from machxc.folder import finish_model, repetition_file, write_repetition
+    from machxc.label_counts import LabelCounts
     from machxc.labels import LabelNames
     from machxc.plan import make_plan
-    from machxc.training import label_counts, run_repetitions
+    from machxc.training import run_repetitions
 
     samples = shop.samples_of(Catalogue(arguments.products), arguments.samples, 0, arguments.labels)
     config = make_plan(facts_of(samples, text=True), settings, text=shop.TEXT).config
@@ -99,7 +100,7 @@ def learned(arguments: argparse.Namespace, folder: Path, settings: Settings) -> 
     if missing:
         run_repetitions(samples, config, missing, store, common.cores())
     names = LabelNames.ids(arguments.labels)
-    finish_model(folder, config, names, label_counts(samples), len(samples))
+    finish_model(folder, config, names, LabelCounts.of(samples.labels), len(samples))
     return {"learning_cpu_s": json.loads(taken.read_text())}
 
 

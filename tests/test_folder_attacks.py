@@ -132,7 +132,7 @@ def duplicate_key_in_configuration(folder: Path) -> None:
 @attack("a key comes twice")
 def duplicate_key_in_manifest(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"version":1', '"version":1,"version":1'))
+    (folder / "manifest.json").write_text(text.replace('"version":2', '"version":2,"version":2'))
 
 
 @attack("a key comes twice")
@@ -371,6 +371,19 @@ def names_with_other_arrays(folder: Path) -> None:
     rewrite(folder, LABELS, more=np.zeros(5, np.uint8))
 
 
+@attack("expected rising label ids below 5")
+def labels_seen_twice(folder: Path) -> None:
+    names = {name: array for name, array in read_tensors(folder / LABELS).items() if name != "counts"}
+    seen, counts = np.array([3, 3], np.uint32), np.ones(2, np.uint32)
+    write_tensors(folder / LABELS, {**names, "seen": seen, "seen_counts": counts})
+    seal(folder)
+
+
+@attack(r"expected the tensors \['seen', 'seen_counts'\]")
+def labels_seen_without_counts(folder: Path) -> None:
+    rewrite(folder, LABELS, seen=np.array([3], np.uint32))
+
+
 @attack("repetition-00000.safetensors is missing: the model is not complete")
 def repetition_that_is_not_there(folder: Path) -> None:
     (folder / REPETITION).unlink()
@@ -403,9 +416,9 @@ def checksum_of_another_file(folder: Path) -> None:
     seal(folder, lambda manifest: manifest["files"][REPETITION].update(sha256="0" * 64))
 
 
-@attack("expected version 1, got 2; a newer machxc may read it")
+@attack("expected a version of \\(1, 2\\), got 3; a newer machxc may read it")
 def version_to_come(folder: Path) -> None:
-    seal(folder, lambda manifest: manifest.update(version=2))
+    seal(folder, lambda manifest: manifest.update(version=3))
 
 
 @attack("this is not a model of machxc")
