@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from machxc.errors import DataError, ModelError
 from machxc.labels import LabelNames
+from machxc.packed import Strings
 
 # few letters, of one to four bytes and zero: many common beginnings
 texts = st.text("a\0bé京😀", min_size=1, max_size=30) | st.text(st.characters(codec="utf-8"), min_size=1)
@@ -31,6 +32,21 @@ def test_strings_answer_like_a_dictionary(listed: list[str], others: list[str]) 
         assert names.ids_of(listed).tolist() == list(range(len(listed)))
         assert names.ids_of(others).tolist() == [oracle.get(name, -1) for name in others]
         assert names.names(np.arange(len(listed))).tolist() == listed
+
+
+@given(name_lists)
+@quick
+def test_packed_names_are_the_same(listed: list[str]) -> None:
+    names = LabelNames.strings(listed)
+    packed = LabelNames.packed(Strings.of(listed))
+    assert packed == names
+    assert packed.arrays().keys() == names.arrays().keys()
+    for wrong in ([*listed, *listed[:1]], ["", *listed]) if listed else ():
+        with pytest.raises(DataError) as expected:
+            LabelNames.strings(wrong)
+        with pytest.raises(DataError) as given:
+            LabelNames.packed(Strings.of(wrong))
+        assert str(given.value) == str(expected.value)
 
 
 @given(name_lists)

@@ -105,6 +105,23 @@ class LabelNames:
         return cls("strings", len(encoded), {"bytes": text, "offsets": offsets, "order": _order(encoded)})
 
     @classmethod
+    def packed(cls, names: Strings) -> LabelNames:
+        """`strings`, of names in two arrays: no Python object a name, so that there may be many millions."""
+        from machxc.packed import sorted_order
+
+        if not (names.offsets[1:] > names.offsets[:-1]).all():
+            empty = int(np.argmin(np.diff(names.offsets)))
+            raise DataError(f"label {empty}: expected a name that is a string and not empty, got ''")
+        order, offsets = sorted_order(names, np.arange(_checked_n(len(names)))), names.offsets.astype(np.uint64)
+        for start in range(0, len(names) - 1, _BLOCK):
+            ids = order[start : start + _BLOCK + 1]  # blocks share one name
+            if not _is_increasing(names.bytes, offsets, ids):
+                _order([bytes(names.bytes[offsets[i] : offsets[i + 1]]) for i in ids], ids)
+        if (order[1:] > order[:-1]).all():
+            return cls._front_coded(names.bytes, names.offsets)
+        return cls("strings", len(names), {"bytes": names.bytes, "offsets": offsets, "order": order.astype(np.uint32)})
+
+    @classmethod
     def _front_coded(cls, text: UInt8, offsets: Int64) -> LabelNames:
         from machxc.front_coding import encode
         from machxc.packed import Strings
@@ -265,13 +282,14 @@ def _encoded(name: object, i: int) -> bytes:
         raise DataError(f"label {i}: the name {name!r} is not valid Unicode text (it has half a character)") from None
 
 
-def _order(encoded: list[bytes]) -> UInt32:
-    """The ids in the order of their names; DataError when a name comes twice."""
+def _order(encoded: list[bytes], ids: Int64 | None = None) -> UInt32:
+    """The ids (default: 0, 1, ...) in the order of their names; DataError when a name comes twice."""
     order = sorted(range(len(encoded)), key=encoded.__getitem__)
     for one, other in pairwise(order):
         if encoded[one] == encoded[other]:
+            first, second = (one, other) if ids is None else sorted((int(ids[one]), int(ids[other])))
             raise DataError(
-                f"labels {one} and {other} have the same name {encoded[one].decode()!r}; expected distinct names"
+                f"labels {first} and {second} have the same name {encoded[one].decode()!r}; expected distinct names"
             )
     return np.array(order, np.uint32)
 
