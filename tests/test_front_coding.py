@@ -35,6 +35,10 @@ def test_names_come_back_and_are_found(listed: list[str], others: list[str]) -> 
     assert names_at(coded, blocks, np.arange(len(listed))).tolist() == listed
     backwards = np.arange(len(listed))[::-1].copy()
     assert names_at(coded, blocks, backwards).tolist() == listed[::-1]
+    mixed = np.concatenate(
+        (np.repeat(np.arange(len(listed)), 2), np.arange(len(listed))[::3], np.arange(len(listed))[5:])
+    )
+    assert names_at(coded, blocks, mixed).tolist() == [listed[i] for i in mixed]
     places = {name: place for place, name in enumerate(listed)}
     for name in (*listed, *others, *(name[:-1] for name in listed), *(name + "a" for name in listed)):
         assert place_of(coded, blocks, len(listed), name.encode()) == places.get(name, -1)

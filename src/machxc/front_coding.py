@@ -157,10 +157,12 @@ def _is_whole(coded: UInt8, blocks: UInt64, n: int) -> bool:
 @kernel
 def _measure(coded: UInt8, blocks: UInt64, places: Int64, lengths: Int64) -> Number:
     """How long each name is; returns how long the longest is that must be spelt on the way."""
-    longest = np.int64(0)
+    longest = at = np.int64(0)
     for k in range(len(places)):
-        at, length = np.int64(blocks[places[k] // BLOCK]), np.int64(0)
-        for _ in range(places[k] % BLOCK + 1):
+        length, n = np.int64(0), 1
+        if not _goes_on(places, k):
+            at, n = np.int64(blocks[places[k] // BLOCK]), places[k] % BLOCK + 1
+        for _ in range(n):
             shared, at = _read(coded, at)
             more, at = _read(coded, at)
             length, at = shared + more, at + more
@@ -169,13 +171,26 @@ def _measure(coded: UInt8, blocks: UInt64, places: Int64, lengths: Int64) -> Num
     return longest
 
 
+@part
+def _goes_on(places: Int64, k: int) -> bool:
+    """Whether a name is the next of its block after the one before, which so need not be spelt again."""
+    return bool(k > 0 and places[k] == places[k - 1] + 1 and places[k] % BLOCK != 0)
+
+
 @kernel
 def _spell(coded: UInt8, blocks: UInt64, places: Int64, offsets: Int64, text: UInt8) -> None:
+    at = np.int64(0)
     for k in range(len(places)):
-        at, start = np.int64(blocks[places[k] // BLOCK]), offsets[k]
-        for _ in range(places[k] % BLOCK + 1):
+        start, n, before = offsets[k], 1, offsets[k - 1] if k > 0 else 0
+        goes_on = _goes_on(places, k)
+        if not goes_on:
+            at, n = np.int64(blocks[places[k] // BLOCK]), places[k] % BLOCK + 1
+        for _ in range(n):
             shared, at = _read(coded, at)
             more, at = _read(coded, at)
+            if goes_on:
+                for j in range(shared):
+                    text[start + j] = text[before + j]
             for j in range(more):
                 text[start + shared + j] = coded[at + j]
             at += more
