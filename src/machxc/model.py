@@ -201,11 +201,15 @@ class Model:
 
         Where few were seen they are the candidates, and nothing is searched for the others: the same answers, sooner.
         """
+        if candidates is None and method == "auto" and self._few_seen is not None:
+            return {"candidates": self._few_seen}
+        return {"seen": self.seen} | ({} if candidates is None else {"candidates": candidates})
+
+    @cached_property
+    def _few_seen(self) -> UInt32 | None:
         counts = self._data.label_counts
         few = _SEEN_OF * counts.n_seen <= len(counts) and self.n_repetitions > 1
-        if candidates is None and method == "auto" and few:
-            return {"candidates": counts.seen}
-        return {"seen": self.seen} | ({} if candidates is None else {"candidates": candidates})
+        return counts.seen if few else None
 
     def _blocks(self, features: Features) -> Iterator[tuple[int, int]]:
         """Blocks of queries that take little memory; an empty one for no query, so that arguments are checked."""
