@@ -12,9 +12,12 @@ rank the products that have a training query.
 
 Beside it, what one would take today instead: text embeddings (256 numbers, by latent semantic analysis) of queries,
 averaged for each product, in an HNSW graph (usearch); and BM25 (bm25s) on the queries of a product. Each runs in a
-process of its own: processor seconds and peak memory are the system's. ``pip install usearch bm25s`` for these.
+process of its own: processor seconds and peak memory are the system's. ``pip install usearch bm25s`` for these. And
+``counted`` is machxc as it would choose for itself here: with few queries a product, weights are counted.
 
-``--full``: the published size, where the hardware is there; the last lines say what it takes, from the rates measured.
+What is finished stays in build/benchmarks: the same command goes on where it was stopped, after the last repetition,
+and prints at once what it has measured already (``--fresh``: measures anew). ``--full``: the published size, where the
+hardware is there; the last lines say what it takes, from the rates measured.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,14 +37,19 @@ import numpy as np
 import common
 import shop
 from machxc.config import Settings
+from machxc.model import Model
 from machxc.samples import Array, Features, Samples
 from machxc.testing import Catalogue
 
 PUBLISHED = {"labels": 49_460_000, "products": 49_460_000, "samples": 70_200_000, "hidden": 2_000, "epochs": 10}
-HERE = {"labels": 49_460_000, "products": 100_000, "samples": 400_000, "hidden": 128, "epochs": 3}
+HERE = {"labels": 49_460_000, "products": 100_000, "samples": 400_000, "hidden": 128, "epochs": 6}
 REPETITIONS = (2, 4, 8, 16, 32)
+ESTIMATORS = ("mean", "log-probability")
 PAPER = {2: 0.24, 4: 0.58, 8: 0.637, 16: 0.652, 32: 0.654}
 TOP, DIMENSIONS = 100, 256
+SCANNED = 5  # queries that rank all labels exactly: a second or two each
+METHODS = ["machxc", "counted", "embedding", "bm25"]
+SIZES = (*HERE, "buckets", "negatives", "queries", "timed", "budget")  # all that a measurement depends on
 Report = dict[str, Any]
 
 
@@ -54,43 +62,67 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         negatives=arguments.negatives,
         loss="softmax",
         epochs=arguments.epochs,
+        learning_rate=2.0,
         feature_bits=17,
     )
 
 
 def machxc_train(arguments: argparse.Namespace, folder: Path) -> Report:
-    """Train and save."""
+    """Train and save, with the published settings."""
+    return learned(arguments, folder / "model", settings_of(arguments))
+
+
+def counted_train(arguments: argparse.Namespace, folder: Path) -> Report:
+    """Train and save, counting, with the settings that choose themselves then."""
+    return learned(arguments, folder / "counted", Settings(learner="counts"))
+
+
+def learned(arguments: argparse.Namespace, folder: Path, settings: Settings) -> Report:
+    """Train the repetitions that are not there yet; ``learning.json`` adds up what those before have taken."""
+    from machxc.facts import facts_of
+    from machxc.folder import finish_model, repetition_file, write_repetition
+    from machxc.label_counts import LabelCounts
     from machxc.labels import LabelNames
-    from machxc.training import train
+    from machxc.plan import make_plan
+    from machxc.training import run_repetitions
 
     samples = shop.samples_of(Catalogue(arguments.products), arguments.samples, 0, arguments.labels)
+    config = make_plan(facts_of(samples, text=True), settings, text=shop.TEXT).config
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = folder / "learning.json"
+    before = json.loads(taken.read_text()) if taken.exists() else 0.0
     start = time.process_time()
+
+    def store(r: int, tensors: dict[str, Array]) -> None:
+        write_repetition(folder, r, tensors)
+        taken.write_text(json.dumps(before + time.process_time() - start))
+
+    missing = [r for r in range(config.repetitions) if not (folder / repetition_file(r)).exists()]
+    if missing:
+        run_repetitions(samples, config, missing, store, common.cores())
     names = LabelNames.ids(arguments.labels)
-    model = train(samples, names, settings_of(arguments), text=shop.TEXT, jobs=common.cores())
-    seconds = time.process_time() - start
-    model.save(folder / "model")
-    return {"learning_cpu_s": seconds, "features": samples.features.indptr[-1] / len(samples)}
+    finish_model(folder, config, names, LabelCounts.of(samples.labels), len(samples))
+    return {"learning_cpu_s": json.loads(taken.read_text())}
 
 
 def machxc_query(arguments: argparse.Namespace, folder: Path) -> Report:
-    """Recall for every R; latency of whole answers, exact and with a budget."""
-    from machxc.model import Model
+    """Recall for every R; latency of whole answers, and of retrieval among all labels, exact and with a budget."""
     from machxc.retrieval import top_k, top_k_within
 
     model = Model.load(folder / "model", verify=False)
     queries = shop.samples_of(Catalogue(arguments.products), arguments.queries, 1, arguments.labels)
-    seen = np.flatnonzero(np.asarray(model.label_counts))
     curve = {}
     for r in REPETITIONS:
         part = model.subset(list(range(r)))
-        for estimator in ("mean", "log-probability"):
-            ids, _ = part.top_k(queries.features, TOP, candidates=seen, estimator=estimator)
+        for estimator in ESTIMATORS:
+            ids, _ = part.top_k(queries.features, TOP, estimator=estimator)
             curve[f"{estimator} {r}"] = shop.recall(ids, queries.labels)
-    report: Report = {"curve": curve, "seen": len(seen)}
-    one = queries.features.rows(0, arguments.timed)
+    one, best = queries.features.rows(0, arguments.timed), max(curve, key=curve.__getitem__).split()[0]
+    report: Report = {"curve": curve, "recall": max(curve.values()), "seen": len(seen_labels(model))}
+    report["ms"] = timed(lambda i: model.top_k(one.rows(i, i + 1), TOP, estimator=best), arguments.timed)
     sketches = model.sketch(one)
     report["sketch_ms"] = timed(lambda i: model.sketch(one.rows(i, i + 1)), arguments.timed)
-    for estimator in ("mean", "log-probability"):
+    for estimator in ESTIMATORS:
         given: Report = {"loss": "softmax", "estimator": estimator, "seen": model.seen}
 
         def exact(i: int, given: Report = given) -> object:
@@ -99,10 +131,23 @@ def machxc_query(arguments: argparse.Namespace, folder: Path) -> Report:
         def bounded(i: int, given: Report = given) -> object:
             return top_k_within(sketches[i : i + 1], model.partition, TOP, arguments.budget, **given)
 
-        report[f"{estimator}_ms"], report[f"{estimator}_bounded_ms"] = (
-            timed(way, arguments.timed) for way in (exact, bounded)
-        )
+        report[f"{estimator}_ms"] = timed(exact, min(SCANNED, arguments.timed))
+        report[f"{estimator}_bounded_ms"] = timed(bounded, arguments.timed)
     return report
+
+
+def counted_query(arguments: argparse.Namespace, folder: Path) -> Report:
+    """Recall and latency."""
+    model = Model.load(folder / "counted", verify=False)
+    queries = shop.samples_of(Catalogue(arguments.products), arguments.queries, 1, arguments.labels)
+    ids, _ = model.top_k(queries.features, TOP)
+    latency = timed(lambda i: model.top_k(queries.features.rows(i, i + 1), TOP), arguments.timed)
+    return {"recall": shop.recall(ids, queries.labels), "ms": latency}
+
+
+def seen_labels(model: Model) -> Array:
+    """The labels that training saw."""
+    return np.flatnonzero(np.unpackbits(model.seen, bitorder="little"))
 
 
 def embedding_train(arguments: argparse.Namespace, folder: Path) -> Report:
@@ -214,19 +259,21 @@ def unit(vectors: Array) -> Array:
 
 
 def timed(ask: Callable[[int], object], n: int) -> list[float]:
-    """Median and 99th percentile in milliseconds, n queries one by one."""
+    """Median and 99th percentile in milliseconds of processor time, n queries one by one, on one thread."""
     ask(0)
     times = []
     for i in range(n):
-        start = time.perf_counter()
+        start = time.process_time()
         ask(i)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return [round(float(q) * 1e3, 2) for q in np.quantile(times, [0.5, 0.99])]
 
 
 WORKERS: dict[str, Callable[[argparse.Namespace, Path], Report]] = {
     "machxc-train": machxc_train,
     "machxc-query": machxc_query,
+    "counted-train": counted_train,
+    "counted-query": counted_query,
     "embedding-train": embedding_train,
     "embedding-query": embedding_query,
     "bm25-train": bm25_train,
@@ -234,46 +281,40 @@ WORKERS: dict[str, Callable[[argparse.Namespace, Path], Report]] = {
 }
 
 
-def run(worker: str, arguments: argparse.Namespace, folder: Path) -> tuple[Report, common.Ran]:
-    """A step in a process of its own."""
-    asked = [word for word in sys.argv[1:] if word != "--full"]
-    sizes = [f"--{name}={getattr(arguments, name)}" for name in PUBLISHED]
-    ran = common.run([sys.executable, __file__, *asked, *sizes, "--worker", worker, "--folder", str(folder)])
-    return json.loads(ran.output), ran
+def run(worker: str, arguments: argparse.Namespace, folder: Path) -> Report:
+    """A step in a process of its own, or what it found when it ran before: its report, and its peak of memory."""
+    found = folder / f"{worker}.json"
+    if not found.exists():
+        sizes = [f"--{name}={getattr(arguments, name)}" for name in SIZES]
+        ran = common.run([sys.executable, __file__, *sizes, "--worker", worker, "--folder", str(folder)])
+        found.write_text(json.dumps(json.loads(ran.output) | {"peak_bytes": ran.peak_bytes}))
+    report: Report = json.loads(found.read_text())
+    return report
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Run all, print the tables."""
     rows, reports = [], {}
     for method in arguments.methods:
-        trained, training = run(f"{method}-train", arguments, folder)
-        asked, querying = run(f"{method}-query", arguments, folder)
+        trained, asked = (run(f"{method}-{step}", arguments, folder) for step in ("train", "query"))
         reports[method] = trained | asked
-        found = asked.get("recall") or max(asked["curve"].values())
-        latency = asked.get("ms") or asked["log-probability_ms"]
-        rows.append([
-            method, f"{found:.3f}", f"{trained['learning_cpu_s']:,.0f}", gigabytes(training), gigabytes(querying),
-            f"{latency[0]:.1f}", f"{latency[1]:.1f}",
-        ])  # fmt: skip
+        peaks = (f"{report['peak_bytes'] / 1e9:.2f}" for report in (trained, asked))
+        latency = (f"{ms:.1f}" for ms in asked["ms"])
+        rows.append([method, f"{asked['recall']:.3f}", f"{trained['learning_cpu_s']:,.0f}", *peaks, *latency])
     head = ["method", "recall@100", "training CPU s", "GB, training", "GB, querying", "p50 ms", "p99 ms"]
     print(common.table(head, rows))
     if "machxc" in reports:
         details(arguments, reports["machxc"])
 
 
-def gigabytes(ran: common.Ran) -> str:
-    """The peak."""
-    return f"{ran.peak_bytes / 1e9:.2f}"
-
-
 def details(arguments: argparse.Namespace, report: Report) -> None:
     """Recall against R, the parts of an answer's time, and what the full size takes."""
-    curve, estimators = report["curve"], ("mean", "log-probability")
-    lines = [[str(r), *(f"{curve[f'{e} {r}']:.3f}" for e in estimators), f"{PAPER[r]:.3f}"] for r in REPETITIONS]
-    print(f"\n{common.table(['R', *estimators, 'published'], lines)}\n")
+    curve = report["curve"]
+    lines = [[str(r), *(f"{curve[f'{e} {r}']:.3f}" for e in ESTIMATORS), f"{PAPER[r]:.3f}"] for r in REPETITIONS]
+    print(f"\n{common.table(['R', *ESTIMATORS, 'published'], lines)}\n")
     print(f"{report['seen']:,} products have a training query; a sketch takes {report['sketch_ms'][0]} ms (p50)")
-    for estimator in estimators:
-        print(f"top {TOP} by {estimator}, ms p50 and p99: exact {report[f'{estimator}_ms']}, "
+    for estimator in ESTIMATORS:
+        print(f"were all labels products, top {TOP} by {estimator}, ms p50 and p99: exact {report[f'{estimator}_ms']}, "
               f"with a budget of {arguments.budget:,} {report[f'{estimator}_bounded_ms']}")  # fmt: skip
     steps = max(REPETITIONS) * arguments.epochs * arguments.samples
     each = report["learning_cpu_s"] / steps
@@ -294,7 +335,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--timed", type=int, default=30, help="queries asked one by one")
     parser.add_argument("--budget", type=int, default=3_000_000, help="of top_k_within")
-    parser.add_argument("--methods", nargs="+", default=["machxc", "embedding", "bm25"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these sizes has measured")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -312,8 +354,11 @@ def main() -> None:
         return
     sizes = f"{arguments.labels:,} labels, {arguments.products:,} of them products, {arguments.samples:,} samples"
     print(f"{common.header()}\n{sizes}, R = {max(REPETITIONS)}, B = {arguments.buckets:,}, H = {arguments.hidden}\n")
-    with tempfile.TemporaryDirectory() as folder:
-        compare(arguments, Path(folder))
+    folder = common.BUILD / "amazon_shape" / "-".join(str(getattr(arguments, name)) for name in SIZES)
+    if arguments.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    compare(arguments, folder)
 
 
 if __name__ == "__main__":

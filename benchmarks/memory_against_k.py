@@ -7,8 +7,7 @@ The same number of samples of the made-up catalogue (`machxc.testing.Catalogue`)
 one-vs-all: the same hidden layer with an output for each label, as far as it runs, and computed beyond; and omikuji
 (Parabel: ``pip install omikuji``), whose trees have the labels of the samples only, as far as asked for.
 
-Model bytes are shown without the count of samples of each label (4 bytes a label, beside the names), and with it.
-``--docs`` draws docs/figures/scale_memory.svg, too.
+Labels are named by their ids: model bytes are without names. ``--docs`` draws docs/figures/scale_memory.svg, too.
 """
 
 from __future__ import annotations
@@ -61,7 +60,6 @@ def learned(n_labels: int, n_samples: int, folder: Path, repetitions: int, bucke
     return {
         "cpu_s": seconds,
         "model": size,
-        "counts": 4 * n_labels,
         "ms": query_ms(Model.load(folder / "model"), queries),
     }
 
@@ -110,7 +108,7 @@ def omikuji(n_labels: int, n_samples: int, folder: Path) -> Report:
         start = time.perf_counter()
         model.predict(row, beam_size=10, top_k=10)
         times.append(time.perf_counter() - start)
-    return {"cpu_s": seconds, "model": size, "counts": 0, "ms": float(np.median(times[1:])) * 1e3}
+    return {"cpu_s": seconds, "model": size, "ms": float(np.median(times[1:])) * 1e3}
 
 
 WORKERS: dict[str, Callable[[int, int, Path], Report]] = {
@@ -127,7 +125,7 @@ def measured(method: str, n_labels: int, arguments: argparse.Namespace) -> Repor
             return None
         outputs = 4 * HIDDEN * (1 << (n_labels - 1).bit_length())
         inputs = 4 * HIDDEN << FEATURE_BITS
-        return {"model": (outputs + inputs) // 2, "peak": outputs + inputs + (190 << 20), "counts": 0}
+        return {"model": (outputs + inputs) // 2, "peak": outputs + inputs + (190 << 20)}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--worker", method, "--folder", folder]
         ran = common.run([*command, f"--samples={arguments.samples}", "--labels", str(n_labels)])
@@ -143,7 +141,6 @@ def row_of(method: str, n_labels: int, report: Report) -> list[str]:
         f"{n_labels:,}",
         f"{report['cpu_s']:.0f}" if ran else "",
         f"{report['peak'] / 1e6:,.0f}",
-        f"{(report['model'] - report['counts']) / 1e6:,.1f}",
         f"{report['model'] / 1e6:,.1f}",
         f"{report['ms']:.1f}" if ran else "",
     ]
@@ -173,7 +170,7 @@ def main() -> None:
     """Print the machine and the table; or be one of its processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, nargs="+", default=list(LABELS), help="numbers of labels K")
-    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--methods", nargs="+", choices=WORKERS, default=list(WORKERS))
     parser.add_argument("--docs", action="store_true", help="draw the figure, too")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
@@ -188,7 +185,7 @@ def main() -> None:
     for method in arguments.methods:
         found = [(k, measured(method, k, arguments)) for k in arguments.labels]
         results[method] = [(k, report) for k, report in found if report is not None]
-    head = ["method", "K", "CPU s", "MB, training", "model MB", "with counts", "query ms"]
+    head = ["method", "K", "CPU s", "MB, training", "model MB", "query ms"]
     rows = [row_of(method, k, report) for method, points in results.items() for k, report in points]
     print(common.table(head, rows))
     if arguments.docs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from machxc.config import Config, TextConfig
 from machxc.folder import ModelData
 from machxc.formats import write_tensors
+from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.repetition.bfloat import to_bfloat
 from machxc.repetition.stored import pack
@@ -76,7 +78,7 @@ def tiny(names: LabelNames = NAMES, *, partition: bool = False, rows: int = 4, *
     return ModelData(
         config=config,
         names=names,
-        label_counts=counts,
+        label_counts=LabelCounts.dense(counts),
         n_samples=17 + config.seed,
         repetitions={r: tensors_of(config, r, rows) for r in range(config.repetitions)},
         assignment=random.integers(0, config.buckets, shape, dtype=np.uint32) if partition else None,
@@ -92,7 +94,7 @@ def assert_same_arrays(one: dict[str, npt.NDArray[Any]], other: dict[str, npt.ND
 
 def assert_same_model(one: ModelData, other: ModelData) -> None:
     assert (one.config, one.names, one.n_samples) == (other.config, other.names, other.n_samples)
-    assert_same_arrays({"": one.label_counts}, {"": other.label_counts})
+    assert_same_arrays(one.label_counts.arrays(), other.label_counts.arrays())
     assert one.repetitions.keys() == other.repetitions.keys()
     for r, tensors in one.repetitions.items():
         assert_same_arrays(tensors, other.repetitions[r])
@@ -117,6 +119,7 @@ MODELS = {
     "no rows": tiny(rows=0),
     "no rows, hidden": tiny(rows=0, hidden=2),
     "numeric features": tiny(n_features=6, text=None),
+    "few labels seen": dataclasses.replace(tiny(), label_counts=LabelCounts.dense([0, 2, 0, 0, 1])),
 }
 
 

@@ -25,6 +25,7 @@ from folder_tools import (
     change_tensor,
     config_of,
     fingerprint,
+    read_tensors,
     tensors_of,
     tiny,
 )
@@ -41,6 +42,7 @@ from machxc.folder import (
     save_model,
     write_repetition,
 )
+from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 
 
@@ -55,11 +57,24 @@ def test_what_is_saved_is_loaded(data: ModelData, verify: bool, tmp_path: Path) 
     assert sorted(os.listdir(tmp_path)) == ["again", "model"]
 
 
+def test_a_model_of_version_1_is_loaded(tmp_path: Path) -> None:
+    """Which had the counts of all labels, were they ever so few that are seen."""
+    counts = LabelCounts(5, {"counts": np.array([0, 0, 3, 0, 0], np.uint32)})
+    data = dataclasses.replace(tiny(), label_counts=counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "VERSION", 1)
+        save_model(tmp_path / "model", data)
+    assert set(read_tensors(tmp_path / "model" / "labels.safetensors")) == {"bytes", "counts", "offsets", "order"}
+    loaded = load_model(tmp_path / "model")
+    assert_same_model(loaded, data)
+    assert loaded.label_counts == LabelCounts.dense([0, 0, 3, 0, 0])
+
+
 def test_loaded_arrays_are_read_only_aligned_maps_of_the_files(tmp_path: Path) -> None:
     save_model(tmp_path / "model", tiny(hidden=6, partition=True))
     loaded = load_model(tmp_path / "model")
     assert loaded.assignment is not None
-    for array in [loaded.label_counts, loaded.assignment, *loaded.repetitions[1].values()]:
+    for array in [*loaded.label_counts.arrays().values(), loaded.assignment, *loaded.repetitions[1].values()]:
         assert not array.flags.writeable
         assert array.flags.aligned
         assert array.flags.c_contiguous
@@ -273,11 +288,13 @@ def test_check_repetition_accepts_the_largest_numbers_anywhere(monkeypatch: pyte
 
 def test_save_refuses_what_does_not_fit_together(tmp_path: Path) -> None:
     data = tiny()
-    counts = data.label_counts
+    counts, few = np.asarray(data.label_counts), {"seen": np.zeros(1, np.uint32)}
     for replaced, message in (
         ({"names": LabelNames.ids(4)}, r"as many label names as labels \(5\), got 4"),
-        ({"label_counts": counts[:4]}, "'counts' to be uint32"),
-        ({"label_counts": counts.astype(np.int64)}, "'counts' to be uint32"),
+        ({"label_counts": LabelCounts.dense(counts[:4])}, r"as many label counts as labels \(5\), got 4"),
+        ({"label_counts": LabelCounts(5, {"counts": counts[:4]})}, "'counts' to be uint32"),
+        ({"label_counts": LabelCounts(5, {"counts": counts.astype(np.int64)})}, "'counts' to be uint32"),
+        ({"label_counts": LabelCounts(5, few)}, r"expected the tensors \['seen', 'seen_counts'\], got \['seen'\]"),
         ({"n_samples": -1}, "number of samples"),
         ({"assignment": np.full((2, 5), 3, np.uint32)}, r"'assignment': expected values in \[0, 3\)"),
         ({"assignment": np.zeros((1, 5), np.uint32)}, r"'assignment' to be uint32 \[2, 5\]"),
@@ -430,7 +447,8 @@ def test_loading_is_quick_and_takes_little_memory(tmp_path: Path) -> None:
     config = config_of(n_labels=235_000, feature_bits=16, buckets=500, repetitions=2)
     names = LabelNames.strings([f"{i * 7919 % 1_000_003} name {i}" for i in range(235_000)])
     tensors = tensors_of(config, rows=60_000)
-    save_model(tmp_path / "model", ModelData(config, names, np.ones(235_000, np.uint32), 1, {0: tensors, 1: tensors}))
+    counts = LabelCounts.dense(np.ones(235_000))
+    save_model(tmp_path / "model", ModelData(config, names, counts, 1, {0: tensors, 1: tensors}))
     size = sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
     assert size > 60e6
     measured = run(

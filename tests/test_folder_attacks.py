@@ -378,6 +378,19 @@ def names_with_other_arrays(folder: Path) -> None:
     rewrite(folder, LABELS, more=np.zeros(5, np.uint8))
 
 
+@attack("expected rising label ids below 5")
+def labels_seen_twice(folder: Path) -> None:
+    names = {name: array for name, array in read_tensors(folder / LABELS).items() if name != "counts"}
+    seen, counts = np.array([3, 3], np.uint32), np.ones(2, np.uint32)
+    write_tensors(folder / LABELS, {**names, "seen": seen, "seen_counts": counts})
+    seal(folder)
+
+
+@attack(r"expected the tensors \['seen', 'seen_counts'\]")
+def labels_seen_without_counts(folder: Path) -> None:
+    rewrite(folder, LABELS, seen=np.array([3], np.uint32))
+
+
 @attack("repetition-00000.safetensors is missing: the model is not complete")
 def repetition_that_is_not_there(folder: Path) -> None:
     (folder / REPETITION).unlink()

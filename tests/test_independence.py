@@ -12,9 +12,9 @@ import pytest
 
 from machxc.data import convert
 from machxc.folder import finish_model, repetition_file
+from machxc.label_counts import LabelCounts
 from machxc.model import Model
 from machxc.run import plan_run
-from machxc.training import label_counts
 from run_tools import SETTINGS, digests, undisturbed, write_jsonl
 
 # new user namespace (for the right to the other), new network namespace: not even a loopback that is up
@@ -59,6 +59,6 @@ def test_trainers_that_never_talk_make_the_same_model(tmp_path: Path) -> None:
     model.mkdir()
     for r in range(4):
         shutil.copyfile(tmp_path / f"machine-{r}" / "out" / repetition_file(r), model / repetition_file(r))
-    finish_model(model, config, dataset.names, label_counts(dataset.samples), len(dataset))
+    finish_model(model, config, dataset.names, LabelCounts.of(dataset.samples.labels), len(dataset))
     assert digests(model) == undisturbed()
     assert Model.load(model).numbers == [0, 1, 2, 3]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from machxc.errors import DataError, ModelError
 from machxc.labels import LabelNames
+from machxc.packed import Strings
 
 # few letters, of one to four bytes and zero: many common beginnings
 texts = st.text("a\0bé京😀", min_size=1, max_size=30) | st.text(st.characters(codec="utf-8"), min_size=1)
@@ -35,9 +36,25 @@ def test_strings_answer_like_a_dictionary(listed: list[str], others: list[str]) 
 
 @given(name_lists)
 @quick
+def test_packed_names_are_the_same(listed: list[str]) -> None:
+    names = LabelNames.strings(listed)
+    packed = LabelNames.packed(Strings.of(listed))
+    assert packed == names
+    assert packed.arrays().keys() == names.arrays().keys()
+    for wrong in ([*listed, *listed[:1]], ["", *listed]) if listed else ():
+        with pytest.raises(DataError) as expected:
+            LabelNames.strings(wrong)
+        with pytest.raises(DataError) as given:
+            LabelNames.packed(Strings.of(wrong))
+        assert str(given.value) == str(expected.value)
+
+
+@given(name_lists)
+@quick
 def test_the_order_is_stored_only_when_needed(listed: list[str]) -> None:
     in_order = [name.encode() for name in listed] == sorted(name.encode() for name in listed)
-    assert set(LabelNames.strings(listed).arrays()) == {"bytes", "offsets"} | (set() if in_order else {"order"})
+    expected = {"coded", "blocks"} if in_order else {"bytes", "offsets", "order"}
+    assert set(LabelNames.strings(listed).arrays()) == expected
 
 
 @given(st.sets(st.integers(-(2**63), 2**63 - 1), max_size=30), st.lists(st.integers(-(2**70), 2**70), max_size=10))

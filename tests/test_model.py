@@ -13,6 +13,7 @@ from machxc import retrieval
 from machxc.config import ESTIMATORS, Settings
 from machxc.errors import DataError, ModelError, SettingError
 from machxc.folder import ModelData
+from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.model import Model, partition_of
 from machxc.partition import HashPartition, TablePartition
@@ -69,6 +70,22 @@ def test_answers_are_those_of_retrieval_on_the_sketch(model: Model, estimator: s
     ids, scores = model.top_k(QUERIES, 20, estimator=estimator)
     given = model.label_scores(QUERIES, np.arange(20), estimator=estimator)
     np.testing.assert_array_equal(np.take_along_axis(given, ids, axis=1), scores)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_few_seen_labels_are_scanned_and_the_answers_are_the_same(model: Model, estimator: str) -> None:
+    spread = replace(model.config, n_labels=4000)
+    counts = np.zeros(4000, np.uint32)
+    counts[::40] = 1
+    data = replace(model.data, config=spread, names=LabelNames.ids(4000), label_counts=LabelCounts.dense(counts))
+    few, k = Model(data), 120
+    expected = retrieval.top_k(
+        few.sketch(QUERIES), few.partition, k, loss=spread.loss, estimator=estimator, seen=counts > 0, method="scan"
+    )
+    assert same(few.top_k(QUERIES, k, estimator=estimator), expected)
+    assert same(few.top_k(QUERIES, k, estimator=estimator, method="search"), expected)
+    assert (expected[0][:, 99] >= 0).all()
+    assert (expected[0][:, 100:] == -1).all()
 
 
 def test_the_estimator_of_the_model_is_the_default(model: Model) -> None:

@@ -110,7 +110,11 @@ def test_one_that_is_given_is_kept(name: str) -> None:
 
 def test_the_loss_follows_from_the_labels_of_a_sample() -> None:
     assert plan_of(FEW).config.loss == "softmax"
-    assert plan_of(dataclasses.replace(FEW, most_labels=2)).config.loss == "bce"
+    several = dataclasses.replace(FEW, most_labels=2)
+    assert plan_of(several).config.loss == "bce"
+    assert plan_of(several, Settings(negatives=50, buckets=799)).config.loss == "bce"
+    assert plan_of(several, Settings(negatives=50, buckets=800)).config.loss == "softmax"
+    assert plan_of(several, Settings(negatives=50, buckets=800, loss="bce")).config.loss == "bce"
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 100])

@@ -71,10 +71,10 @@ def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
     slots = min(config.n_features, 2**config.feature_bits)
     rows = _rows(config, facts, slots)
     stored, repetition, beside = (_counted if config.learner == "counts" else _learnt)(config, facts, slots, rows)
-    model = config.repetitions * stored + 4 * config.n_labels
+    model = config.repetitions * stored + min(4 * facts.n_labels, 8 * facts.n_seen)
     return Cost(
         data=_data(facts),
-        counting=8 * facts.n_pairs + 16 * facts.n_labels,
+        counting=min(4 * facts.n_labels, 32 * facts.n_pairs),
         repetition=repetition,
         stored=stored,
         model=model,

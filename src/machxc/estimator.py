@@ -277,7 +277,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         text = {} if model.config.text is None else dataclasses.asdict(model.config.text)
         loaded = cls(**(settings | text | params))
         loaded.model_ = model
-        exclusive = int(np.asarray(model.label_counts).sum(dtype=np.int64)) == model.n_samples
+        exclusive = model.data.label_counts.n_pairs == model.n_samples
         loaded._form = "labels" if exclusive else "sparse" if model.names.kind == "ids" else "sets"
         if model.config.text is None:
             loaded.n_features_in_ = model.config.n_features
@@ -367,7 +367,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         features, n_labels = self._queries(X), len(self.model_.names)
         _refuse_large(len(features), n_labels)
         scores = self.model_.label_scores(features, np.arange(n_labels), jobs=self._jobs()).astype(np.float64)
-        scores[:, np.asarray(self.model_.label_counts) == 0] = -1.0
+        scores[:, self.model_.label_counts == 0] = -1.0
         return scores
 
     def _above_threshold(self, features: Features) -> tuple[Int64, Int64]:

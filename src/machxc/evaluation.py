@@ -40,7 +40,7 @@ def evaluate(
 
     DataError for what is wrong with the data, SettingError for a parameter out of its bounds, OutputError as `predict`.
     """
-    evaluation = Evaluation(ks, model.label_counts, model.n_samples, a, b)
+    evaluation = Evaluation(ks, model.data.label_counts, model.n_samples, a, b)
     k = max(evaluation.ks)
     known = {"names": model.names, "unknown_labels": unknown_labels, **known_features(model)}
     n_unknown = 0

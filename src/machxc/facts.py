@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from machxc.compiled import kernel
+from machxc.label_counts import LabelCounts
 from machxc.partition import UInt64
 from machxc.samples import Array, Features, Float32, Int64, Samples, UInt32, frozen
 
@@ -65,7 +66,7 @@ def facts_of(samples: Samples, *, text: bool) -> Facts:
     return Facts(
         n_samples=n,
         n_labels=labels.n_labels,
-        n_seen=int(np.count_nonzero(labels.counts())),
+        n_seen=LabelCounts.of(labels).n_seen,
         n_pairs=len(labels.indices),
         most_labels=int(np.diff(labels.indptr).max(initial=0)),
         n_features=features.n_features,

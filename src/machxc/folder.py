@@ -3,7 +3,7 @@
 ::
 
     config.json               {"format": "machxc", "version": 2, "config": {...}, "n_samples": N, "label_kind": ...}
-    labels.safetensors        the arrays of `LabelNames`, and counts uint32 [K]: training samples of each label
+    labels.safetensors        the arrays of `LabelNames`, and of `LabelCounts`: training samples of each label
     partition.safetensors     only with a table of buckets: assignment uint32 [R, K], below B
     repetition-00000.safetensors, ...   one a repetition; `TENSORS` below lists what is in them
     manifest.json             written last: {"format", "version", "files": {name: {"size", "sha256", "tensors"}}}
@@ -55,6 +55,7 @@ from machxc.formats import (
     parse_tensors,
     write_tensors,
 )
+from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.samples import Array, UInt32
 
@@ -96,7 +97,9 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
         "bias": TensorSpec("F32", ("B",)),
     },
     "partition": {"assignment": TensorSpec("U32", ("R", "K"), below="B")},
-    "labels": {"counts": TensorSpec("U32", ("K",))},  # and those of LabelNames, which checks them itself
+    # these, and those of LabelNames, which checks them itself
+    "labels": {"counts": TensorSpec("U32", ("K",))},
+    "few labels": {"seen": TensorSpec("U32", ("seen",), below="K"), "seen_counts": TensorSpec("U32", ("seen",))},
 }
 
 
@@ -104,14 +107,14 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
 class ModelData:
     """All that a model folder holds; after `load_model` the arrays are read-only maps of its files.
 
-    ``label_counts`` uint32 [K]: training samples of each label. ``n_samples`` N. ``repetitions``: number -> tensors,
+    ``label_counts``: training samples of each label. ``n_samples`` N. ``repetitions``: number -> tensors,
     as in `TENSORS`; some of ``config.repetitions`` may be missing. ``assignment`` uint32 [R, K]: the bucket of each
     label, or None when buckets are hashed.
     """
 
     config: Config
     names: LabelNames
-    label_counts: UInt32
+    label_counts: LabelCounts
     n_samples: int
     repetitions: dict[int, Tensors]
     assignment: UInt32 | None = None
@@ -181,7 +184,7 @@ def finish_model(
     folder: Path | str,
     config: Config,
     names: LabelNames,
-    label_counts: UInt32,
+    label_counts: LabelCounts,
     n_samples: int,
     *,
     assignment: UInt32 | None = None,
@@ -191,11 +194,12 @@ def finish_model(
     Raises ModelError when a repetition or an argument does not fit ``config``, OutputError when it cannot write.
     """
     folder = Path(folder)
-    if len(names) != config.n_labels:
-        raise ModelError(f"expected as many label names as labels ({config.n_labels}), got {len(names)}")
+    for what, given in (("label names", names), ("label counts", label_counts)):
+        if len(given) != config.n_labels:
+            raise ModelError(f"expected as many {what} as labels ({config.n_labels}), got {len(given)}")
     facts = {"config": config.to_dict(), "n_samples": int(n_samples), "label_kind": names.kind}
     _write_json(folder / CONFIG, facts)
-    write_tensors(folder / LABELS, {**names.arrays(), "counts": label_counts})
+    write_tensors(folder / LABELS, {**names.arrays(), **label_counts.arrays()})
     if assignment is not None:
         write_tensors(folder / PARTITION, {"assignment": assignment})
     with output_errors(folder):
@@ -296,11 +300,15 @@ def _assemble(folder: Path, entries: dict[str, _Entry], *, verify: bool, partial
     found = _on_threads(load, [name for name in entries if name != CONFIG])
     loaded = {name: tensors for name, tensors in found.items() if tensors is not None}
     labels, partition = loaded[LABELS], loaded.get(PARTITION, {})
-    names = LabelNames.from_arrays(label_kind, config.n_labels, {k: v for k, v in labels.items() if k != "counts"})
+    counted = {name: labels.pop(name) for name in _counts_among(labels)}
+    names, counts = (
+        LabelNames.from_arrays(label_kind, config.n_labels, labels),
+        LabelCounts.from_arrays(config.n_labels, counted),
+    )
     repetitions = {r: loaded[repetition_file(r)] for r in numbers if repetition_file(r) in loaded}
     if not repetitions:
         raise ModelError(f"none of its {len(numbers)} repetitions is whole; train the model again, or copy it again")
-    return ModelData(config, names, labels["counts"], n_samples, repetitions, partition.get("assignment"))
+    return ModelData(config, names, counts, n_samples, repetitions, partition.get("assignment"))
 
 
 def _read_config(folder: Path, entry: _Entry, *, verify: bool) -> tuple[Config, int, str]:
@@ -328,8 +336,8 @@ def _load_tensors(folder: Path, name: str, entry: _Entry, config: Config, *, ver
     tensors = parse_tensors(name, content)
     if _layout_of(tensors) != entry.layout:
         raise ModelError(f"{name}: its tensors are not those listed in {MANIFEST}; the file is damaged")
-    kind = {LABELS: "labels", PARTITION: "partition"}.get(name, _kind(config, tensors))
-    known = {key: tensors[key] for key in tensors if key in TENSORS[kind]} if kind == "labels" else tensors
+    kind = {LABELS: _kind_of_counts(tensors), PARTITION: "partition"}.get(name, _kind(config, tensors))
+    known = {key: tensors[key] for key in _counts_among(tensors)} if name == LABELS else tensors
     _check_tensors(name, kind, config, known)
     return tensors
 
@@ -355,6 +363,15 @@ def _highest_bucket(starts: Array, entries: Array) -> int:
             highest = max(highest, int(np.add.reduceat(steps, firsts - firsts[0], dtype=np.int64).max()))
         row = stop
     return highest
+
+
+def _kind_of_counts(tensors: Tensors) -> str:
+    return "few labels" if "seen" in tensors else "labels"
+
+
+def _counts_among(tensors: Tensors) -> set[str]:
+    """Which of the tensors of labels are counts, the others being names."""
+    return tensors.keys() & TENSORS[_kind_of_counts(tensors)].keys()
 
 
 def _layout_of(tensors: Tensors) -> Layout:

@@ -1,8 +1,9 @@
 """Label names: what a user calls a label, for the label ids 0 .. K - 1 that the library computes with.
 
-The names of a model stay in its (memory-mapped) file: UTF-8 bytes one after the other, K + 1 offsets and, unless the
-names happen to be in increasing byte order, the order that sorts them. A lookup is a binary search on those bytes: no
-table of K Python strings is ever built.
+The names of a model stay in its (memory-mapped) file. Those in increasing byte order, as those found in data are, are
+front-coded in blocks (see front_coding.py). Others, and those of older files, are UTF-8 bytes one after the other,
+K + 1 offsets and, where they are not in that order, the order that sorts them. A lookup is a binary search on those
+bytes: no table of K Python strings is ever built.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import codecs
 import operator
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +21,23 @@ import numpy.typing as npt
 from machxc.errors import DataError, ModelError
 from machxc.samples import MAX_LABELS, Array, Int64, UInt32
 
+if TYPE_CHECKING:
+    from machxc.packed import Strings
+
 Kind = Literal["ids", "integers", "strings"]
 UInt8 = npt.NDArray[np.uint8]
 UInt64 = npt.NDArray[np.uint64]
 
-# kind -> the arrays that it must have, and those that it may have
-_REQUIRED: dict[Kind, dict[str, type[np.generic]]] = {
-    "ids": {},
-    "integers": {"integers": np.int64},
-    "strings": {"bytes": np.uint8, "offsets": np.uint64},
+# kind -> the arrays that it may have, in one of these ways
+_ARRAYS: dict[Kind, tuple[dict[str, type[np.generic]], ...]] = {
+    "ids": ({},),
+    "integers": ({"integers": np.int64},),
+    "strings": (
+        {"coded": np.uint8, "blocks": np.uint64},
+        {"bytes": np.uint8, "offsets": np.uint64},
+        {"bytes": np.uint8, "offsets": np.uint64, "order": np.uint32},
+    ),
 }
-_OPTIONAL: dict[Kind, dict[str, type[np.generic]]] = {"ids": {}, "integers": {}, "strings": {"order": np.uint32}}
 _BLOCK = 1 << 17  # names, or bytes, that a check looks at in one step: it needs a few MB
 
 
@@ -56,8 +63,11 @@ class LabelNames:
         if not isinstance(other, LabelNames):
             return NotImplemented
         mine, others = self._arrays, other._arrays
-        same = (self.kind, len(self), mine.keys()) == (other.kind, len(other), others.keys())
-        return same and all(np.array_equal(mine[name], others[name]) for name in mine)
+        if (self.kind, len(self)) != (other.kind, len(other)):
+            return False
+        if mine.keys() != others.keys():
+            return all(one == another for one, another in zip(self._in_chunks(), other._in_chunks(), strict=True))
+        return all(np.array_equal(mine[name], others[name]) for name in mine)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -89,10 +99,35 @@ class LabelNames:
         encoded = [_encoded(name, i) for i, name in enumerate(names)]
         offsets = np.zeros(_checked_n(len(encoded)) + 1, np.uint64)
         np.cumsum(np.fromiter(map(len, encoded), np.uint64, len(encoded)), out=offsets[1:])
-        arrays: dict[str, Array] = {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
-        if not all(map(operator.lt, encoded, encoded[1:])):
-            arrays["order"] = _order(encoded)
-        return cls("strings", len(encoded), arrays)
+        text = np.frombuffer(b"".join(encoded), np.uint8)
+        if all(map(operator.lt, encoded, encoded[1:])):
+            return cls._front_coded(text, offsets.astype(np.int64))
+        return cls("strings", len(encoded), {"bytes": text, "offsets": offsets, "order": _order(encoded)})
+
+    @classmethod
+    def packed(cls, names: Strings) -> LabelNames:
+        """`strings`, of names in two arrays: no Python object a name, so that there may be many millions."""
+        from machxc.packed import sorted_order
+
+        if not (names.offsets[1:] > names.offsets[:-1]).all():
+            empty = int(np.argmin(np.diff(names.offsets)))
+            raise DataError(f"label {empty}: expected a name that is a string and not empty, got ''")
+        order, offsets = sorted_order(names, np.arange(_checked_n(len(names)))), names.offsets.astype(np.uint64)
+        for start in range(0, len(names) - 1, _BLOCK):
+            ids = order[start : start + _BLOCK + 1]  # blocks share one name
+            if not _is_increasing(names.bytes, offsets, ids):
+                _order([bytes(names.bytes[offsets[i] : offsets[i + 1]]) for i in ids], ids)
+        if (order[1:] > order[:-1]).all():
+            return cls._front_coded(names.bytes, names.offsets)
+        return cls("strings", len(names), {"bytes": names.bytes, "offsets": offsets, "order": order.astype(np.uint32)})
+
+    @classmethod
+    def _front_coded(cls, text: UInt8, offsets: Int64) -> LabelNames:
+        from machxc.front_coding import encode
+        from machxc.packed import Strings
+
+        coded, blocks = encode(Strings(text, offsets))
+        return cls("strings", len(offsets) - 1, {"coded": coded, "blocks": blocks})
 
     @classmethod
     def from_arrays(cls, kind: str, n: int, arrays: Mapping[str, Array], *, verify: bool = True) -> LabelNames:
@@ -110,12 +145,16 @@ class LabelNames:
             return names
         if kind == "integers":
             _check_increasing(names._arrays["integers"])
+        elif "coded" in names._arrays:
+            names._check_front_coded()
         elif kind == "strings":
             _check_strings(names._bytes, names._offsets, names._order)
         return names
 
     def arrays(self) -> dict[str, Array]:
-        """What is stored: {}, {"integers"}, or {"bytes", "offsets"} and, if they are not sorted, "order"."""
+        """What is stored: {}, {"integers"}, or for strings {"coded", "blocks"}, if sorted, or {"bytes", "offsets"} and,
+        if not, "order".
+        """
         return dict(self._arrays)
 
     def names(self, ids: npt.ArrayLike) -> Array:
@@ -164,10 +203,22 @@ class LabelNames:
         result = np.full(ids.size, None, object)
         (places,) = np.nonzero(ids.ravel() >= 0)
         chosen = ids.ravel()[places]
+        if "coded" in self._arrays:
+            result[places] = np.fromiter(self._spelt(chosen).tolist(), object, len(chosen))
+            return result.reshape(ids.shape)
         text = self._bytes.data
         spans = zip(self._offsets[chosen].tolist(), self._offsets[chosen + 1].tolist(), strict=True)
         result[places] = np.fromiter((str(text[start:stop], "utf-8") for start, stop in spans), object, len(chosen))
         return result.reshape(ids.shape)
+
+    def _spelt(self, ids: Int64) -> Strings:
+        from machxc.front_coding import names_at
+
+        return names_at(self._arrays["coded"], self._arrays["blocks"], ids)
+
+    def _in_chunks(self) -> Iterator[list[str]]:
+        for start in range(0, len(self), _BLOCK):
+            yield self.names(np.arange(start, min(start + _BLOCK, len(self)))).tolist()
 
     def _ids_of_strings(self, names: Sequence[str | int] | Array) -> Int64:
         listed = names.tolist() if isinstance(names, np.ndarray) else names
@@ -178,6 +229,10 @@ class LabelNames:
         if not isinstance(name, str):
             return -1
         sought = name.encode("utf-8", "surrogatepass")  # a lone surrogate: no name has it
+        if "coded" in self._arrays:
+            from machxc.front_coding import place_of
+
+            return place_of(self._arrays["coded"], self._arrays["blocks"], len(self), sought)
         text, offsets, order = self._bytes.data, self._offsets.data, self._order
         ids: Any = range(len(self)) if order is None else order.data
         place = bisect_left(ids, sought, key=lambda i: bytes(text[offsets[i] : offsets[i + 1]]))
@@ -187,17 +242,29 @@ class LabelNames:
         return found if text[offsets[found] : offsets[found + 1]] == sought else -1
 
     def _check_shapes(self) -> None:
-        required, optional = _REQUIRED[self.kind], _OPTIONAL[self.kind]
-        if not required.keys() <= self._arrays.keys() <= required.keys() | optional.keys():
-            raise ModelError(f"label names: expected the arrays {sorted(required)}, got {sorted(self._arrays)}")
+        ways = {frozenset(way): way for way in _ARRAYS[self.kind]}
+        way = ways.get(frozenset(self._arrays))
+        if way is None:
+            expected = " or ".join(str(sorted(names)) for names in ways)
+            raise ModelError(f"label names: expected the arrays {expected}, got {sorted(self._arrays)}")
+        free = {"bytes", "coded", "blocks"}  # as long as they are: what is in them tells whether that is right
         for name, array in self._arrays.items():
-            dtype = np.dtype((required | optional)[name])
-            length = {"bytes": array.size, "offsets": len(self) + 1}.get(name, len(self))
+            dtype = np.dtype(way[name])
+            length = array.size if name in free else len(self) + (name == "offsets")
             if array.dtype != dtype or array.shape != (length,):
                 raise ModelError(
                     f"label names: expected {name!r} to be {dtype} of shape ({length},), "
                     f"got {array.dtype} of shape {array.shape}"
                 )
+
+    def _check_front_coded(self) -> None:
+        from machxc.front_coding import is_whole
+
+        if not is_whole(self._arrays["coded"], self._arrays["blocks"], len(self)):
+            raise ModelError(f"label names: expected blocks of {len(self)} names; the model is damaged")
+        for start in range(0, len(self), _BLOCK):
+            some = self._spelt(np.arange(max(0, start - 1), min(start + _BLOCK, len(self))))  # chunks share one name
+            _check_strings(some.bytes, some.offsets.astype(np.uint64), None)
 
 
 def _checked_n(n: int) -> int:
@@ -215,13 +282,14 @@ def _encoded(name: object, i: int) -> bytes:
         raise DataError(f"label {i}: the name {name!r} is not valid Unicode text (it has half a character)") from None
 
 
-def _order(encoded: list[bytes]) -> UInt32:
-    """The ids in the order of their names; DataError when a name comes twice."""
+def _order(encoded: list[bytes], ids: Int64 | None = None) -> UInt32:
+    """The ids (default: 0, 1, ...) in the order of their names; DataError when a name comes twice."""
     order = sorted(range(len(encoded)), key=encoded.__getitem__)
     for one, other in pairwise(order):
         if encoded[one] == encoded[other]:
+            first, second = (one, other) if ids is None else sorted((int(ids[one]), int(ids[other])))
             raise DataError(
-                f"labels {one} and {other} have the same name {encoded[one].decode()!r}; expected distinct names"
+                f"labels {first} and {second} have the same name {encoded[one].decode()!r}; expected distinct names"
             )
     return np.array(order, np.uint32)
 

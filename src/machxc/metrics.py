@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from machxc.errors import DataError, SettingError
+from machxc.label_counts import LabelCounts
 from machxc.samples import Int64, Labels
 
 Float64 = npt.NDArray[np.float64]
@@ -89,12 +90,12 @@ class _Batch:
 class Evaluation:
     """Adds up the metrics batch by batch, so that nobody holds all rankings.
 
-    ``ks``: the depths to report. ``label_counts`` (int [K], may be memory-mapped) and ``n_samples`` describe the
+    ``ks``: the depths to report. ``label_counts`` (int [K], or a `LabelCounts`) and ``n_samples`` describe the
     TRAINING set and are what PSP@k needs; without them there is no PSP@k. ``a`` and ``b``: see `propensities`.
     """
 
     ks: Iterable[int] = DEFAULT_KS
-    label_counts: npt.NDArray[Any] | None = None
+    label_counts: npt.NDArray[Any] | LabelCounts | None = None
     n_samples: int = 0
     a: float = PROPENSITY_A
     b: float = PROPENSITY_B

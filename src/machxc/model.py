@@ -26,6 +26,7 @@ from machxc.samples import Array, Features, Float32, Int64, UInt32
 log = logging.getLogger("machxc.model")
 
 _CACHED_LOGITS = 1 << 19  # of one repetition: 2 MB
+_SEEN_OF = 16  # labels to each that was seen, from which on a scan of these is sooner than a search of all
 _SKETCH_BYTES = 64 << 20  # sketches of a block of queries that are held at a time
 
 
@@ -74,8 +75,8 @@ class Model:
 
     @property
     def label_counts(self) -> UInt32:
-        """How many training samples carry each label: uint32 [K]."""
-        return self._data.label_counts
+        """How many training samples carry each label: uint32 [K], made anew (``data.label_counts`` has them)."""
+        return np.asarray(self._data.label_counts, np.uint32)
 
     @property
     def n_samples(self) -> int:
@@ -100,7 +101,7 @@ class Model:
     @cached_property
     def seen(self) -> npt.NDArray[np.uint8]:
         """Which labels occurred in training, a bit each (little-endian bit order): uint8 [ceil(K / 8)]."""
-        return np.packbits(np.asarray(self.label_counts) > 0, bitorder="little")
+        return self._data.label_counts.bitmap()
 
     def sketch(self, features: Features, jobs: int = 1) -> Float32:
         """The bucket scores of each query, before softmax or sigmoid: float32 [n, R, B]. ``jobs``: threads."""
@@ -136,6 +137,7 @@ class Model:
         DataError when the features do not fit the model, SettingError when a parameter is out of its bounds.
         """
         retrieval.check_settings(k, method, jobs)
+        allowed = self._allowed(candidates, method)
         ids = np.full((len(features), k), -1, np.int64)
         scores = np.full((len(features), k), -np.inf, np.float32)
 
@@ -146,10 +148,9 @@ class Model:
                 k,
                 loss=self.config.loss,
                 estimator=estimator or self.config.estimator,
-                seen=self.seen,
-                candidates=candidates,
                 method=method,
                 jobs=jobs,
+                **allowed,
             )
 
         if self.n_repetitions > 1 or len(features) <= 1:
@@ -232,6 +233,21 @@ class Model:
     def _scorers(self) -> list[tuple[Encoder, Scorer]]:
         tensors: Mapping[int, dict[str, Array]] = self._data.repetitions
         return [(encoder_of(self.config, r, tensors[r]), scorer_of(self.config, tensors[r])) for r in self._numbers]
+
+    def _allowed(self, candidates: Array | None, method: str) -> dict[str, Array]:
+        """The labels that may be returned, as `machxc.retrieval.top_k` takes them.
+
+        Where few were seen they are the candidates, and nothing is searched for the others: the same answers, sooner.
+        """
+        if candidates is None and method == "auto" and self._few_seen is not None:
+            return {"candidates": self._few_seen}
+        return {"seen": self.seen} | ({} if candidates is None else {"candidates": candidates})
+
+    @cached_property
+    def _few_seen(self) -> UInt32 | None:
+        counts = self._data.label_counts
+        few = _SEEN_OF * counts.n_seen <= len(counts) and self.n_repetitions > 1
+        return counts.seen if few else None
 
     def _blocks(self, features: Features) -> Iterator[tuple[int, int]]:
         """Blocks of queries that take little memory; an empty one for no query, so that arguments are checked."""

@@ -28,6 +28,7 @@ _COUNTED_ONE_TO_ONE = 1 << 20  # and up to here where weights are counted: rows 
 _FEW_BITS, _MOST_BITS, _MOST_COUNTED_BITS = 8, 20, 22
 # weights are counted, not learnt, where there are so many labels, with so few samples each, and so few a sample
 _MANY_LABELS, _COUNTED_PER_LABEL, _COUNTED_LABELS = 10_000, 20.0, 2.0
+_FEW_SAMPLED = 16  # buckets to each that is sampled, from which on softmax learns more of a draw
 LEFT_OUT = 20_000  # samples, at most: more are hardly worth their time
 ASSOCIATIONS = 50_000  # samples, at most
 # what only learning by gradient has
@@ -155,7 +156,7 @@ class _Chooser:
     def run(self) -> None:
         """Take what was given, choose the rest, in an order in which reasons build on each other."""
         for name in (
-            "learner", "loss", "hidden", "buckets", "repetitions", "negatives", "epochs", "learning_rate", "dropout",
+            "learner", "hidden", "buckets", "repetitions", "negatives", "loss", "epochs", "learning_rate", "dropout",
             "smoothing", "left_out", "associations", "prune", "min_count", "feature_bits", "sublinear_tf", "idf", "l2",
             "estimator", "validation_fraction", "patience", "seed",
         ):  # fmt: skip
@@ -222,9 +223,11 @@ class _Chooser:
         return "counts", f"{f.n_seen:,} labels with {f.per_label:.1f} samples each: too few to take steps on"
 
     def _loss(self) -> tuple[str, str]:
-        f = self.facts
+        f, negatives = self.facts, self.values["negatives"]
         if f.most_labels <= 1:
             return "softmax", "every sample has one label"
+        if 0 < _FEW_SAMPLED * negatives <= self.values["buckets"]:
+            return "softmax", f"of {self.values['buckets']:,} buckets {negatives} are sampled: each for many"
         return "bce", f"samples have up to {f.most_labels} labels"
 
     def _hidden(self) -> tuple[int, str]:

@@ -28,6 +28,7 @@ from machxc.executors import Executor, executor_for
 from machxc.facts import facts_of
 from machxc.files import find_folder, output_errors, replace_folder, staging_folder
 from machxc.folder import check_destination, finish_model, repetition_file
+from machxc.label_counts import LabelCounts
 from machxc.model import Model
 from machxc.plan import Plan, make_plan, within_machine
 from machxc.repetition.chunks import OnSamples
@@ -50,7 +51,7 @@ from machxc.runs.locks import held, is_last, turn
 from machxc.runs.prepare import OnRead, open_or_convert, prepare
 from machxc.runs.watch import OnStatus, signs_of_life, watched
 from machxc.runs.work import RunTask, train_in
-from machxc.training import Progress, label_counts, run_counted
+from machxc.training import Progress, run_counted
 
 __all__ = ["Execution", "plan_run", "run_folder", "train_run", "train_shard"]
 
@@ -286,7 +287,7 @@ class _Run:
             with output_errors(self.output):
                 for r in range(config.repetitions):
                     folder.export(r, staged / repetition_file(r))
-            finish_model(staged, config, dataset.names, label_counts(dataset.samples), len(dataset))
+            finish_model(staged, config, dataset.names, LabelCounts.of(dataset.samples.labels), len(dataset))
             replace_folder(staged, self.output, overwrite=self.replaces)
 
     def _finished(self) -> Model:

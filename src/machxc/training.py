@@ -13,12 +13,13 @@ from machxc.errors import DataError
 from machxc.executors import Executor, executor_for
 from machxc.facts import facts_of
 from machxc.folder import ModelData
+from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.model import Model, partition_of
 from machxc.plan import make_plan, within_machine
 from machxc.repetition.chunks import OnSamples
 from machxc.repetition.loop import n_trained, train_repetition
-from machxc.samples import Array, Samples, UInt32
+from machxc.samples import Array, Samples
 
 Progress = Callable[[int, int], None]
 """Called with the samples trained on so far, over all repetitions and epochs, and how many there are to be (those that
@@ -55,7 +56,8 @@ def train(
         plan = within_machine(plan, physical_memory())
     repetitions: dict[int, dict[str, Array]] = {}
     run_repetitions(samples, plan.config, range(plan.config.repetitions), repetitions.__setitem__, plan.jobs, progress)
-    data = ModelData(plan.config, names, label_counts(samples), len(samples), dict(sorted(repetitions.items())))
+    counts = LabelCounts.of(samples.labels)
+    data = ModelData(plan.config, names, counts, len(samples), dict(sorted(repetitions.items())))
     return Model(data)
 
 
@@ -91,11 +93,6 @@ def run_counted(
         executor.run(lambda r: work(r, counter.add), numbers, counter.cancel)
     except CancelledError:  # a sibling ended before the repetition in which progress raised
         raise counter.raised or CancelledError from None
-
-
-def label_counts(samples: Samples) -> UInt32:
-    """How many samples carry each label: uint32 [K]."""
-    return samples.labels.counts().astype(np.uint32)
 
 
 def _check(samples: Samples, names: LabelNames) -> None:

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from machxc.config import TextConfig
-from machxc.data import Dataset, ReadOptions, batches, collect, convert, read
+from machxc.data import Dataset, ReadOptions, batches, collect, convert, read, source
+from machxc.data.source import packed_lines, read_lines
 from machxc.errors import DataError, SettingError
 from machxc.labels import LabelNames
 
@@ -236,3 +237,18 @@ def test_texts_for_a_model_of_features_and_the_other_way_round(tmp_path: Path) -
         read(jsonl_of(tmp_path, [1]), names=names, n_features=5)
     with pytest.raises(DataError, match="line 2: this sample has numeric features, but expected texts"):
         read(saved(tmp_path, "data.xmc", "1 6 3\n1 0:1\n"), names=names, text=TEXT)
+
+
+LINES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=5), max_size=12)
+
+
+@given(LINES, st.booleans(), st.sampled_from(["\n", "\r\n"]), st.integers(1, 9))
+@quick
+def test_packed_lines_are_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], ended: bool, feed: str, size: int
+) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes((feed.join(lines) + (feed if ended and lines else "")).encode())
+    monkeypatch.setattr(source, "BLOCK", size)
+    if path.stat().st_size:
+        assert packed_lines(path).tolist() == read_lines(path)

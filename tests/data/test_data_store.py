@@ -20,6 +20,7 @@ from machxc.config import TextConfig
 from machxc.data import ReadOptions, SourceFacts, batches, collect, columns, convert, is_store, open_store, read, store
 from machxc.errors import DataError, MachxcError, OutputError
 from machxc.labels import LabelNames
+from machxc.packed import Strings
 
 ROWS = [Sample([i % 5, 5 + i % 3], {i % 9: i / 4, 12: 1.0}, f"text {i} of some", i % 4) for i in range(40)]
 NAMED = [Sample([f"name {label}" for label in row.labels], row.features, row.text) for row in ROWS]
@@ -269,7 +270,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "arrays as a list": lambda facts: facts.update(arrays=[]),
     "an array as a list": lambda facts: facts["arrays"].update(weights=[]),
     "no source": lambda facts: facts.pop("source"),
-    "another version": lambda facts: facts.update(version=2),
+    "a version to come": lambda facts: facts.update(version=3),
     "another kind of folder": lambda facts: facts.update(kind="model"),
 }
 
@@ -277,7 +278,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_manifests(stored: Path, what: str) -> None:
     rewritten(stored, HOSTILE[what])
-    with pytest.raises(DataError, match=r"not a complete converted store|store of version 2"):
+    with pytest.raises(DataError, match=r"not a complete converted store|store of version 3"):
         open_store(stored)
 
 
@@ -286,6 +287,27 @@ def test_manifests_that_are_none(stored: Path, text: str) -> None:
     (stored / store.MANIFEST).write_text(text)
     with pytest.raises(DataError, match="not a complete converted store"):
         open_store(stored, verify=False)
+
+
+def test_a_store_of_version_1_is_opened(stored: Path) -> None:
+    """Where names were not in blocks, but one after the other, with offsets."""
+    names = open_store(stored).names
+    packed = Strings.of(names.names(np.arange(len(names))).tolist())
+    older = {"names.bytes": packed.bytes, "names.offsets": packed.offsets.astype("<u8")}
+
+    def as_before(facts: dict[str, Any]) -> None:
+        for name in ("names.coded", "names.blocks"):
+            del facts["arrays"][name]
+        for name, array in older.items():
+            array.tofile(stored / f"{name}.bin")
+            digest = hashlib.sha256(array.tobytes()).hexdigest()
+            facts["arrays"][name] = {"dtype": array.dtype.str, "length": len(array), "sha256": digest}
+        facts["version"] = 1
+
+    rewritten(stored, as_before)
+    opened = open_store(stored)
+    assert set(opened.names.arrays()) == {"bytes", "offsets"}
+    assert opened.names == names
 
 
 @pytest.mark.parametrize("name", ["features.indptr", "labels.indices", "labels.indptr", "features.values"])

@@ -14,6 +14,7 @@ from plain import config_of, encoded, features_of, labels_of, sparse_rows
 
 from machxc.config import Config
 from machxc.folder import ModelData
+from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.model import Model, partition_of
 from machxc.partition import HashPartition, Partition, TablePartition
@@ -242,7 +243,7 @@ def test_a_bucket_of_one_sample_is_learnt() -> None:
     config = counted(n_labels=200, n_features=800, feature_bits=10, buckets=256)
     kept: dict[int, dict[str, Array]] = {}
     run_repetitions(samples, config, [0], kept.__setitem__, 1)
-    model = Model(ModelData(config, LabelNames.ids(200), np.ones(200, np.uint32), 200, kept))
+    model = Model(ModelData(config, LabelNames.ids(200), LabelCounts.of(samples.labels), 200, kept))
     found = model.top_k(samples.features, 1)[0][:, 0]
     has_any = np.diff(samples.features.indptr) > 0
     assert (found == np.arange(200))[has_any].all()

@@ -43,14 +43,12 @@ def run(arguments: Namespace, console: Console) -> None:
 
 def model_facts(path: str, model: Model) -> dict[str, Any]:
     """The facts of a model, as plain data."""
-    import numpy as np
-
     return {
         "model": path,
         "bytes": show.folder_size(path),
         "n_samples": model.n_samples,
         "n_labels": model.config.n_labels,
-        "n_labels_seen": int(np.count_nonzero(model.label_counts)),
+        "n_labels_seen": model.data.label_counts.n_seen,
         "label_names": model.names.kind,
         "n_repetitions": model.n_repetitions,
         "config": model.config.to_dict(),

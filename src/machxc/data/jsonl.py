@@ -11,7 +11,7 @@ from machxc.data.jsonl_kernel import STRINGS, Parsed, parse_lines
 from machxc.data.options import ReadOptions
 from machxc.data.raw import RawBatch, RawLabels
 from machxc.data.records import Records
-from machxc.data.source import Mark, Source, line_blocks, utf8
+from machxc.data.source import Mark, Source, line_blocks, n_lines, utf8
 from machxc.errors import DataError
 from machxc.packed import Strings
 
@@ -30,7 +30,7 @@ def read_jsonl(source: Source, options: ReadOptions, mark: Mark | None = None) -
         for batch in batches[:-1]:
             yield batch
         for batch in batches[-1:]:
-            yield replace(batch, mark=source.mark(rest, line + block.count(b"\n"), **parser.state))
+            yield replace(batch, mark=source.mark(rest, line + n_lines(block), **parser.state))
 
 
 class _Parser:

@@ -40,8 +40,8 @@ class Parsed(NamedTuple):
 def parse_lines(block: bytes, keys: Sequence[bytes], *, needs_labels: bool, needs_weight: bool) -> Parsed | None:
     """Parse whole lines in UTF-8; None where `json` has to. ``keys``: of the text, the labels and the weight."""
     data = np.frombuffer(block, np.uint8)
-    n_rows = block.count(b"\n") + 1
-    most_labels = block.count(b",") + n_rows
+    n_rows = int(np.count_nonzero(data == 10)) + 1
+    most_labels = int(np.count_nonzero(data == 44)) + n_rows
     room = Parsed(
         np.empty(n_rows, np.int64),
         np.empty(len(data), np.uint8),

@@ -11,7 +11,7 @@ import numpy as np
 
 from machxc.data.columns import Columns, Offsets
 from machxc.data.raw import RawBatch, RawLabels, kept_offsets, tidy_labels
-from machxc.data.source import read_lines
+from machxc.data.source import packed_lines
 from machxc.errors import DataError
 from machxc.labels import LabelNames
 from machxc.packed import Strings, distinct_strings
@@ -138,8 +138,8 @@ def label_coder(
 
     None when there are neither: names are what is found.
     """
-    lines = None if label_names is None else read_lines(label_names)
-    if lines is not None and not lines:
+    lines = None if label_names is None else packed_lines(label_names)
+    if lines is not None and not len(lines):
         raise DataError("has no label names; expected one a line", path=str(label_names))
     if names is None:
         return None if lines is None else _labels_of_file(lines, str(label_names))
@@ -151,12 +151,12 @@ def label_coder(
         raise DataError(
             "this file names labels, but the model was trained with integer labels; leave it out", path=str(label_names)
         )
-    return KnownLabels(names, count_unknown=count, advice=advice, ids_of_integers=names.ids_of(lines))
+    return KnownLabels(names, count_unknown=count, advice=advice, ids_of_integers=names.ids_of(lines.tolist()))
 
 
-def _labels_of_file(lines: list[str], path: str) -> KnownLabels:
+def _labels_of_file(lines: Strings, path: str) -> KnownLabels:
     try:
-        names = LabelNames.strings(lines)
+        names = LabelNames.packed(lines)
     except DataError as error:
         raise DataError(
             f"expected one label name a line, each once: {error} (label i is on line i + 1)", path=path

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from machxc.data.columns import Columns, Offsets, release
+from machxc.data.columns import Column, Columns, Offsets, release
 from machxc.data.dataset import no_unknown
 from machxc.data.raw import RawBatch, RawLabels, offsets, tidy_labels
 from machxc.data.records import mixed_labels
+from machxc.front_coding import Coder
 from machxc.labels import LabelNames
 from machxc.packed import Strings, distinct_strings, joined, merge_sorted, plain_integers, sorted_order, take
 from machxc.samples import MAX_LABELS, Array, Int64, Labels
@@ -151,15 +152,16 @@ class NewLabels:
         if any(part.integers and part.n_names for part in self._parts):
             names, ranks = self._spelt(names, bounds)
         ids = self._columns.scratch("part.ids", np.uint32, int(bounds[-1]))
-        text, ends = self._columns.new("names.bytes", np.uint8), Offsets(self._columns.new("names.offsets", np.uint64))
+        coded, blocks = self._columns.new("names.coded", np.uint8), self._columns.new("names.blocks", np.uint64)
+        coder, n = Coder(), 0
         for firsts in merge_sorted(names, bounds, ids, _MERGED):
-            chunk = take(names, firsts)
-            text.append(chunk.bytes)
-            ends.append(chunk.offsets)
+            _append(coder.add(take(names, firsts)), coded, blocks)
+            n += len(firsts)
             release(names.bytes, names.offsets, ids)
-        arrays = {"bytes": text.finish(), "offsets": ends.finish()}
+        _append(coder.finish(), coded, blocks)
+        arrays = {"coded": coded.finish(), "blocks": blocks.finish()}
         parts = zip(_cut(ids, bounds), ranks, strict=True)
-        found = LabelNames.from_arrays("strings", len(arrays["offsets"]) - 1, arrays, verify=False)
+        found = LabelNames.from_arrays("strings", n, arrays, verify=False)
         return found, (part if rank is None else part[rank] for part, rank in parts)
 
     def _spelt(self, names: Strings, bounds: Int64) -> tuple[Strings, list[Array | None]]:
@@ -176,6 +178,11 @@ class NewLabels:
             ends.append(spelt.offsets)
             ranks.append(rank)
         return Strings(text.finish(), ends.finish()), ranks
+
+
+def _append(written: tuple[Array, Array], coded: Column, blocks: Column) -> None:
+    coded.append(written[0])
+    blocks.append(written[1])
 
 
 def _renumbered(indptr: Int64, codes: Array, new_ids: Array) -> Array:

@@ -25,7 +25,7 @@ from machxc.samples import Array, Features, Labels, Samples
 
 MANIFEST = "store.json"
 _KIND = "machxc store"
-_VERSION = 1
+_VERSION, _READ = 2, (1, 2)  # version 1: names are bytes and offsets
 _ROWS = 1 << 18  # samples that are checked at a time
 _DTYPES = {
     "features.indptr": "<i8",
@@ -37,6 +37,8 @@ _DTYPES = {
     "names.integers": "<i8",
     "names.bytes": "|u1",
     "names.offsets": "<u8",
+    "names.coded": "|u1",
+    "names.blocks": "<u8",
     "names.order": "<u4",
 }
 _REQUIRED = {name for name in _DTYPES if name.startswith(("features.", "labels."))}
@@ -103,9 +105,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, f"{MANIFEST}: {error}") from error
     if not isinstance(facts, dict) or facts.get("kind") != _KIND:
         raise _damaged(folder, f"{MANIFEST} is not that of a store")
-    if facts.get("version") != _VERSION:
+    if facts.get("version") not in _READ:
         raise DataError(
-            f"is a store of version {facts.get('version')!r}, this machxc reads version {_VERSION}; "
+            f"is a store of version {facts.get('version')!r}, this machxc reads versions {_READ}; "
             "install a newer one, or convert the data again",
             path=str(folder),
         )

@@ -22,7 +22,7 @@ from machxc.data.cells import (
 from machxc.data.options import ReadOptions
 from machxc.data.raw import RawBatch, RawLabels
 from machxc.data.records import checked_weights
-from machxc.data.source import Mark, Source, line_blocks, utf8
+from machxc.data.source import Mark, Source, line_blocks, n_lines, utf8
 from machxc.errors import DataError
 from machxc.packed import Strings
 from machxc.samples import Array, Int64
@@ -45,13 +45,13 @@ def _read_delimited(source: Source, options: ReadOptions, delimiter: str, mark: 
     table = _Table(source, options, delimiter, mark)
     rest = b""
     for line, block, after in _whole_and_last(line_blocks(source, mark)):
-        rest, first = rest + utf8(source, block, line, options.encoding), line - rest.count(b"\n")
+        rest, first = rest + utf8(source, block, line, options.encoding), line - n_lines(rest)
         batch, used = table.parse(rest, first, final=after is None)
         rest = rest[used:]
         if len(rest) > _MAX_CELL:
             raise source.error(f"a cell is longer than {_MAX_CELL >> 20} MB; is a quote missing?", first)
         if batch is not None:
-            yield replace(batch, mark=table.mark(len(rest), after, line + block.count(b"\n") - rest.count(b"\n")))
+            yield replace(batch, mark=table.mark(len(rest), after, line + n_lines(block) - n_lines(rest)))
 
 
 def _whole_and_last(blocks: Iterator[tuple[int, bytes, int]]) -> Iterator[tuple[int, bytes, int | None]]:
@@ -59,7 +59,7 @@ def _whole_and_last(blocks: Iterator[tuple[int, bytes, int]]) -> Iterator[tuple[
     line = 1
     for line, block, after in blocks:
         yield line, block, after
-        line += block.count(b"\n")
+        line += n_lines(block)
     yield line, b"", None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from machxc.compiled import inline, kernel
 from machxc.data.options import ReadOptions
 from machxc.data.raw import RawBatch, RawLabels, tidy_features
-from machxc.data.source import Mark, Source, line_blocks
+from machxc.data.source import Mark, Source, line_blocks, n_lines
 from machxc.errors import DataError
 from machxc.samples import MAX_LABELS, Array, Features, Int64
 
@@ -109,7 +109,7 @@ class _Parser:
         if n_rows:
             self._n_read += n_rows
             header = [self._n_samples, self._n_features, self._n_labels]
-            mark = self._source.mark(rest, line + block.count(b"\n"), header=header, read=self._n_read)
+            mark = self._source.mark(rest, line + n_lines(block), header=header, read=self._n_read)
             yield replace(self._batch(line, arrays, n_rows, n_labels, n_values), mark=mark)
 
     def _batch(self, line: int, arrays: tuple[Array, ...], n_rows: int, n_labels: int, n_values: int) -> RawBatch:

@@ -348,11 +348,11 @@ def _candidates(candidates: Array, bitmap: Array, n_labels: int) -> UInt32:
     given = np.asarray(candidates)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise DataError(f"expected candidates as a list of label ids, got {given.dtype} {list(given.shape)}")
-    ids = np.unique(given)
+    ids = given if len(given) and (given[1:] > given[:-1]).all() else np.unique(given)
     if len(ids) and (int(ids[0]) < 0 or int(ids[-1]) >= n_labels):
         wrong = ids[0] if int(ids[0]) < 0 else ids[-1]
         raise DataError(f"candidate label id {wrong} is out of range: expected ids in [0, {n_labels})")
-    ids = ids.astype(np.uint32)
+    ids = ids.astype(np.uint32, copy=False)
     if len(bitmap):
         ids = ids[(bitmap[ids >> 3] >> (ids & 7)) & 1 == 1]
     return ids

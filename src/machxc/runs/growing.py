@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 from machxc.config import Settings
 from machxc.data import Dataset
 from machxc.errors import DataError, ModelError, SettingError
 from machxc.files import find_folder, link_file
 from machxc.folder import repetition_file
+from machxc.label_counts import LabelCounts
 from machxc.model import Model
 from machxc.runs.asked import Asked
 from machxc.runs.folder import LocalFolder, RunFolder
-from machxc.training import label_counts
 
 
 def to_grow(output: Path | str, asked: Asked, *, resume: bool) -> Model | None:
@@ -68,7 +66,7 @@ def take_over(model: Model, output: Path | str, folder: RunFolder, dataset: Data
     same = (
         len(dataset) == model.n_samples
         and dataset.names == model.names
-        and np.array_equal(label_counts(dataset.samples), model.label_counts)
+        and LabelCounts.of(dataset.samples.labels) == model.data.label_counts
     )
     if not same:
         raise DataError(

@@ -152,7 +152,7 @@ class Engine:
             "number": self.number,
             "takes": "texts" if self.takes_texts else "features",
             "n_labels": config.n_labels,
-            "n_labels_seen": int(np.count_nonzero(model.label_counts)),
+            "n_labels_seen": model.data.label_counts.n_seen,
             "n_samples": model.n_samples,
             "n_features": config.n_features,
             "n_buckets": config.buckets,
