@@ -29,6 +29,7 @@ from machxc.repetition.checkpoint import INTERVAL, Checkpoints
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.runs.folder import RunFolder, checkpoint_file, is_address, open_folder, read_plan
 from machxc.samples import Array, Samples
+from machxc.torch.groups import GroupTask
 
 BEAT, FAR_BEAT = 1.0, 5.0  # seconds between two signs of life on a disk, and in an object store
 OnSamples = Callable[[int], None]
@@ -73,6 +74,37 @@ def train_in(
         tensors = train_repetition(samples, config, partition_of(config), r, counted, kept)
         folder.write_tensors(repetition_file(r), tensors)
     folder.remove(checkpoint_file(r))
+
+
+def train_group_in(
+    folder: RunFolder,
+    samples: Samples,
+    config: Config,
+    group: GroupTask,
+    *,
+    interval: float = INTERVAL,
+    on_samples: OnSamples | None = None,
+) -> None:
+    """Train those repetitions of a group that are not finished, in step on its device, into the run's folder."""
+    from machxc.torch.train import train_group
+
+    missing = [r for r in group.numbers if not folder.is_done(r, config)]
+    if not missing:
+        return
+    each = config.epochs * n_trained(config, len(samples))
+    with contextlib.ExitStack() as stack:
+        attempts = [stack.enter_context(Attempt(folder, r, each)) for r in missing]
+
+        def counted(n: int) -> None:
+            for attempt in attempts:
+                attempt.add(n // len(attempts))
+            if on_samples is not None:
+                on_samples(n)
+
+        def store(r: int, tensors: Mapping[str, Array]) -> None:
+            folder.write_tensors(repetition_file(r), tensors)
+
+        train_group(samples, config, partition_of(config), missing, group.device, store, counted)
 
 
 def train_alone(store: Path | str, config: Mapping[str, Any], r: int, folder: Path | str) -> None:
