@@ -64,7 +64,7 @@ clean:  ## remove what was made, but .venv
 # One version for the tests, of which an index may have a build for processors alone: on a GPU, install machxc[torch].
 $(VENV)/.has-torch: | $(VENV)/.has-test
 	@echo "installing PyTorch into $(VENV) (once)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "triton; sys_platform == 'linux'"
 	@touch $@
 
 # One stamp an extra: pip runs again when pyproject.toml changes, and else never.

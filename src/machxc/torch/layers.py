@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from machxc.torch.encode import Rows
+from machxc.torch.fused import kernels_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,12 @@ class Table:
         by_row, order = torch.sort(rows.rows, stable=True)
         used, counts = torch.unique_consecutive(by_row, return_counts=True)
         ends = torch.cumsum(counts, 0)
-        bags, weights = rows.bags[order], rows.weights[order].to(gradient.dtype)
+        bags, weights = rows.bags[order], rows.weights[order]
+        kernels = kernels_for(gradient)
+        if kernels is not None and self.width <= kernels.WIDEST:
+            kernels.step_rows(self.weights, self.squares, used, ends, bags, weights, gradient, rate)
+            return
+        weights = weights.to(gradient.dtype)
         for some, first, last in _parts(ends, gradient.shape[1]):
             offsets = ends[some] - counts[some] - first
             sums = embedding_bag(
@@ -132,13 +138,19 @@ class Output:
     def step(self, part: slice, gradients: OutputGradients, rate: float) -> None:
         """A step of the repetitions ``part``."""
         weights, squares, copy = self.weights[part], self.squares[part], self._copy[part]
+        kernels, width = kernels_for(weights), weights.shape[2]
+        self.bias.step(part, gradients.bias, rate)
+        if kernels is not None and width <= kernels.WIDEST:
+            flat = (x.view(-1, width) for x in (weights, gradients.weights, copy))
+            of_rows, of_gradient, of_copy = flat
+            kernels.step_outputs(of_rows, squares.view(-1), of_gradient, of_copy, rate)
+            return
         for r, some in _blocks(weights):
             gradient = gradients.weights[r, some].float()
             squares[r, some] += gradient.square().sum(dim=1)
             weights[r, some] -= gradient * (rate * _inverse_root(squares[r, some]))[:, None]
             if copy.dtype != weights.dtype:
                 copy[r, some] = weights[r, some].to(copy.dtype)
-        self.bias.step(part, gradients.bias, rate)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from machxc.torch.encode import Wanted
+from machxc.torch.fused import kernels_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,10 @@ def gradient_(z: Tensor, wanted: Wanted, *, softmax: bool) -> Tensor:
 
 def _softmax_(z: Tensor, weights: Tensor) -> Tensor:
     """z [m, B] = weight * softmax(z) in place; returns the logarithm of what it divides by: float32 [m]."""
+    kernels = kernels_for(z)
+    if kernels is not None:
+        fused: Tensor = kernels.softmax_(z, weights)
+        return fused
     normalisers = torch.empty(len(z), dtype=torch.float32, device=z.device)
     for rows in _chunks(z):
         logits = z[rows].float()
@@ -49,6 +54,10 @@ def _sigmoid_(z: Tensor, weights: Tensor) -> None:
 
     Not by torch.sigmoid: on a processor its last bit depends on where in the tensor a number stands.
     """
+    kernels = kernels_for(z)
+    if kernels is not None:
+        kernels.sigmoid_(z, weights)
+        return
     for rows in _chunks(z):
         odds = z[rows].float().neg_().exp_().add_(1.0)
         z[rows] = torch.div(weights[rows, None], odds)

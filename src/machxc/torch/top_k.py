@@ -19,11 +19,14 @@ from machxc.retrieval import check_settings
 from machxc.retrieval.estimators import MEDIAN, MIN, SUM, check_names, merge_of
 from machxc.samples import Array, Float32, Int64
 from machxc.torch.bits import shifted
+from machxc.torch.fused import kernels_for
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 1 << 25  # scores of a block: 128 MB, and twice that in ranks
+_FIRST = 1 << 16  # labels that are looked at before any is sifted out
+_ROOM_TIMES = 32  # times k: room for labels of a query that are better than the best so far
 _TINY = float(np.finfo(np.float32).tiny)
 _LARGEST_LOGIT = 1e30  # as in retrieve.py
 _NONE = -(2**63)  # the rank of no label
@@ -66,7 +69,7 @@ class _Scan:
     def __init__(
         self, values: Tensor, partition: Partition, merge: int, seen: Array | None, candidates: Array | None
     ) -> None:
-        self._values, self._merge, self._device = values, merge, values.device
+        self._values, self._merge, self._device, self._partition = values, merge, values.device, partition
         self._buckets = _hash_on(partition, self._device)
         self._n_labels = partition.n_labels
         self._seen = None if seen is None else torch.from_numpy(np.array(seen)).to(self._device)
@@ -75,18 +78,52 @@ class _Scan:
 
     def best(self, k: int) -> Tensor:
         """The ranks of the k best labels of each query, the best first: int64 [n, k]."""
-        n, n_repetitions, _ = self._values.shape
-        best = torch.full((n, k), _NONE, dtype=torch.int64, device=self._device)
-        held = max(1, n) * (n_repetitions if self._merge == MEDIAN else 1)
-        step = max(1, _BLOCK // held)
+        best = torch.full((len(self._values), k), _NONE, dtype=torch.int64, device=self._device)
         total = self._n_labels if self._candidates is None else len(self._candidates)
-        for start in range(0, total, step):
-            labels = self._labels(start, min(start + step, total))
+        kernels = kernels_for(self._values)
+        if kernels is None or self._merge == MEDIAN or not isinstance(self._partition, HashPartition):
+            return self._among(0, total, best)
+        if self._candidates is not None or not len(self._values):
+            return self._among(0, total, best)
+        first = min(total, max(_FIRST, 4 * k))
+        return self._sifted(kernels, self._partition, first, total, self._among(0, first, best))
+
+    def _among(self, start: int, stop: int, best: Tensor) -> Tensor:
+        """The best of those found so far, and of labels from ``start`` to ``stop``, block by block."""
+        n, n_repetitions, _ = self._values.shape
+        step = max(1, _BLOCK // (max(1, n) * (n_repetitions if self._merge == MEDIAN else 1)))
+        for first in range(start, stop, step):
+            labels = self._labels(first, min(first + step, stop))
             ranks = _packed(self._scores(labels), labels)
             if self._seen is not None:
                 unseen = (self._seen[labels >> 3].to(torch.int64) >> (labels & 7)) & 1 == 0
                 ranks.masked_fill_(unseen, _NONE)
-            best = torch.cat([best, ranks], dim=1).topk(k, dim=1).values
+            best = _best_of(best, ranks)
+        return best
+
+    def _sifted(self, kernels: Any, partition: HashPartition, start: int, stop: int, best: Tensor) -> Tensor:
+        """`_among` by a kernel that hashes, scores and sifts in one go: only what is good enough is written down.
+
+        Of ``start`` labels, k are the best so far: of three times as many more, about three times k are better.
+        """
+        values = self._values.permute(1, 2, 0).contiguous()
+        parameters = torch.from_numpy(partition.forward.astype(np.int64)).to(self._device)
+        n, room = len(best), _ROOM_TIMES * best.shape[1]
+        more = 3 * start
+        while start < stop:
+            end = min(stop, start + more)
+            counts = torch.zeros(n, dtype=torch.int32, device=self._device)
+            found = torch.full((n, room), _NONE, dtype=torch.int64, device=self._device)
+            thresholds, least = _unpacked(best[:, -1])[1], self._merge == MIN
+            kernels.sift(
+                values, parameters, partition.bits, start, end, self._seen, thresholds, counts, found, least=least
+            )
+            if int(counts.max()) <= room:
+                best, start, more = _best_of(best, found), end, 3 * end
+            elif end - start <= _FIRST:  # hardly a score that differs from the others
+                best, start, more = self._among(start, end, best), end, _FIRST
+            else:
+                more = max(_FIRST, (end - start) // 8)
         return best
 
     def _labels(self, start: int, stop: int) -> Tensor:
@@ -105,6 +142,12 @@ class _Scan:
         for part in parts:
             merged = torch.minimum(merged, part) if self._merge == MIN else merged.add_(part)
         return merged
+
+
+def _best_of(best: Tensor, ranks: Tensor) -> Tensor:
+    """As many as the best so far, of these and of others."""
+    chosen: Tensor = torch.cat([best, ranks], dim=1).topk(best.shape[1], dim=1).values
+    return chosen
 
 
 def _hash_on(partition: Partition, device: Any) -> Callable[[Tensor, int], Tensor]:
