@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from machxc.config import Config
-from machxc.errors import DataError
+from machxc.errors import DataError, MemoryBudgetError
 from machxc.partition import HashPartition
+from machxc.repetition.checkpoint import Checkpoints
 from machxc.repetition.encode import encoder_of
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.repetition.scorer import scorer_of
@@ -43,10 +44,11 @@ def partition_of(config: Config) -> HashPartition:
 
 
 def trained(
-    config: Config, numbers: Any = (0, 1), samples: Samples = SAMPLES, on_samples: Any = None
+    config: Config, numbers: Any = (0, 1), samples: Samples = SAMPLES, on_samples: Any = None, checkpoints: Any = None
 ) -> dict[int, Tensors]:
     found: dict[int, Tensors] = {}
-    train_group(samples, config, partition_of(config), numbers, "cpu", found.__setitem__, on_samples)
+    tell = None if on_samples is None else lambda numbers, n: on_samples(n)
+    train_group(samples, config, partition_of(config), numbers, "cpu", found.__setitem__, tell, checkpoints)
     return found
 
 
@@ -141,11 +143,12 @@ def test_the_held_out_loss_is_that_of_the_kernels(kind: str) -> None:
 
     config = config_for(kind, validation_fraction=0.25)
     samples = make_samples(120, 20, labels_per_sample=1 if "softmax" in kind else 3)
-    run = training._Training(samples, config, partition_of(config), (0, 3), "cpu", lambda n: None)
-    run._epoch(0)
+    work = training._Work(samples, config, partition_of(config), "cpu", fail, lambda numbers, n: None, {})
+    run = training._Training(work, {0: None, 3: None})
+    run._epoch()
     order = split(samples, config, SHARED)[1]
     for i, found in enumerate(run._held_out_losses()):
-        encoder, learner = run.members[i].encoder, run.group.learner(i)
+        encoder, learner = run.states[i].encoder, run.group.learner(i)
         expected = held_out_loss(samples, config, partition_of(config), (0, 3)[i], order, encoder, learner)
         assert found == pytest.approx(expected, rel=1e-5)
 
@@ -183,8 +186,109 @@ def test_any_learning_rate_gives_finite_weights(kind: str) -> None:
 
 
 def test_batches_are_large_where_there_are_many_samples() -> None:
-    config = config_for("linear-bce")
-    sizes = [batch_size(config, n) for n in (1, 200, 12_000, 100_000, 600_000, 70_000_000)]
+    sizes = [batch_size(n) for n in (1, 200, 12_000, 100_000, 600_000, 70_000_000)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (training.LEAST, training.MOST)
     assert all(size & (size - 1) == 0 for size in sizes)
+
+
+def fail(*arguments: Any) -> None:
+    raise AssertionError("this was not to be called")
+
+
+# ---- memory
+
+
+class Short:
+    """A device that has no memory for more than ``most`` repetitions at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.tried: list[int] = []
+        original = training.group_of
+
+        def group_of(config: Config, partition: Any, numbers: list[int], *others: Any) -> Group:
+            self.tried.append(len(numbers))
+            if len(numbers) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB")
+            return original(config, partition, numbers, *others)
+
+        monkeypatch.setattr(training, "group_of", group_of)
+
+
+def test_a_group_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_for("network-bce", epochs=2)
+    whole, memory = trained(config, range(5)), Short(monkeypatch, 2)
+    with caplog.at_level(logging.WARNING, "machxc"):
+        parts = trained(config, range(5))
+    assert memory.tried == [5, 2, 3, 1, 2]
+    assert caplog.messages[0] == "cpu has no memory for 5 repetitions at once: it trains 2, and then the others"
+    assert all(same(whole[r], parts[r]) for r in range(5))
+
+
+def test_a_repetition_that_does_not_fit_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    Short(monkeypatch, 0)
+    with pytest.raises(MemoryBudgetError, match="cpu has no memory for a single repetition; lower 'buckets'"):
+        trained(config_for("linear-bce"))
+
+
+# ---- checkpoints
+
+
+class Kept:
+    """Keeps the tensors of the last checkpoint, after every batch."""
+
+    def __init__(self) -> None:
+        self.tensors: Any = None
+
+    def checkpoints(self, of: str = "torch") -> Checkpoints:
+        def save(tensors: Any) -> None:
+            self.tensors = {name: np.array(array) for name, array in tensors.items()}
+
+        return Checkpoints(lambda: self.tensors, save, 0.0, of)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stopped(config: Config, numbers: list[int], kept: dict[int, Kept], after: int) -> None:
+    calls = iter(range(after))
+
+    def stop(n: int) -> None:
+        if next(calls, None) is None:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        trained(config, numbers, on_samples=stop, checkpoints={r: kept[r].checkpoints() for r in numbers})
+
+
+@pytest.mark.parametrize("kind", ["linear-softmax", "network-bce"])
+@pytest.mark.parametrize("after", [0, 3, 14])
+def test_stopped_anywhere_it_goes_on_to_the_same(kind: str, after: int) -> None:
+    config = config_for(kind, epochs=4, dropout=0.1, validation_fraction=0.2, patience=3)
+    kept, counted = {r: Kept() for r in (1, 5)}, list[int]()
+    stopped(config, [1, 5], kept, after)
+    again = trained(
+        config, (1, 5), on_samples=counted.append, checkpoints={r: k.checkpoints() for r, k in kept.items()}
+    )
+    whole = trained(config, (1, 5))
+    assert all(same(again[r], whole[r]) for r in (1, 5))
+    assert sum(counted) == 2 * 4 * 160  # those of before the checkpoint, too
+
+
+def test_repetitions_that_stand_at_different_places_go_on_each_from_its_own() -> None:
+    config = config_for("linear-bce", epochs=3)
+    kept = {r: Kept() for r in range(4)}
+    stopped(config, [0, 1], kept, 9)
+    stopped(config, [2], kept, 2)
+    again = trained(config, range(4), checkpoints={r: k.checkpoints() for r, k in kept.items()})
+    whole = trained(config, range(4))
+    assert all(same(again[r], whole[r]) for r in range(4))
+
+
+def test_the_kernels_do_not_go_on_with_it() -> None:
+    config, kept = config_for("linear-bce", epochs=3), {0: Kept()}
+    stopped(config, [0], kept, 3)
+    other = kept[0].checkpoints("")
+    assert other.load(config, 0, 200) is None
+    assert kept[0].checkpoints().load(config, 0, 200) is not None

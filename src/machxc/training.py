@@ -82,7 +82,9 @@ def run_repetitions(
 
         def work_on(r: int, on_samples: OnSamples) -> None:
             group = groups[r]
-            train_group(samples, config, partition, group.numbers, group.device, store, on_samples)
+            train_group(
+                samples, config, partition, group.numbers, group.device, store, lambda numbers, n: on_samples(n)
+            )
 
         run_counted(work_on, list(groups), len(numbers) * each, executor_for(len(groups)), progress)
         return

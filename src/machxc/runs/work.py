@@ -14,7 +14,7 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,18 +93,20 @@ def train_group_in(
         return
     each = config.epochs * n_trained(config, len(samples))
     with contextlib.ExitStack() as stack:
-        attempts = [stack.enter_context(Attempt(folder, r, each)) for r in missing]
+        attempts = {r: stack.enter_context(Attempt(folder, r, each)) for r in missing}
+        kept = {r: _checkpoints(folder, r, interval, of="torch") for r in missing}
 
-        def counted(n: int) -> None:
-            for attempt in attempts:
-                attempt.add(n // len(attempts))
+        def counted(numbers: Sequence[int], n: int) -> None:
+            for r in numbers:
+                attempts[r].add(n // len(numbers), went_on=kept[r].found)
             if on_samples is not None:
                 on_samples(n)
 
         def store(r: int, tensors: Mapping[str, Array]) -> None:
             folder.write_tensors(repetition_file(r), tensors)
+            folder.remove(checkpoint_file(r))
 
-        train_group(samples, config, partition_of(config), missing, group.device, store, counted)
+        train_group(samples, config, partition_of(config), missing, group.device, store, counted, kept)
 
 
 def train_alone(store: Path | str, config: Mapping[str, Any], r: int, folder: Path | str) -> None:
@@ -173,7 +175,7 @@ def attempt_file(r: int, token: str) -> str:
     return f"attempt-{r:05d}-{token}.json"
 
 
-def _checkpoints(folder: RunFolder, r: int, interval: float) -> Checkpoints:
+def _checkpoints(folder: RunFolder, r: int, interval: float, of: str = "") -> Checkpoints:
     name = checkpoint_file(r)
 
     def load() -> Tensors | None:
@@ -185,7 +187,7 @@ def _checkpoints(folder: RunFolder, r: int, interval: float) -> Checkpoints:
     def save(tensors: Mapping[str, Array]) -> None:
         folder.write_tensors(name, tensors)
 
-    return Checkpoints(load, save, interval)
+    return Checkpoints(load, save, interval, of)
 
 
 @functools.lru_cache(maxsize=1)

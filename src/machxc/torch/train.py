@@ -7,48 +7,37 @@ one order, and hold out the same ones. docs/gpu.md has more.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from machxc.config import Config
-from machxc.errors import DataError
+from machxc.errors import DataError, MemoryBudgetError
 from machxc.partition import Partition
-from machxc.repetition.checkpoint import learner_of
-from machxc.repetition.chunks import OnSamples, chunk_size
-from machxc.repetition.encode import Encoder, fit_encoder
+from machxc.repetition.checkpoint import Checkpoints, State, learner_of
+from machxc.repetition.chunks import chunk_size
+from machxc.repetition.encode import fit_encoder
 from machxc.repetition.loop import HELD_OUT_LOGITS, rate_at, split, start_bias
 from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
 from machxc.torch.batches import SHARED, batch_of, batches
 from machxc.torch.encode import GroupTargets
-from machxc.torch.learner import Group, group_of
+from machxc.torch.learner import group_of
 from machxc.torch.loss import held_out_losses
 
 log = logging.getLogger("machxc.torch")
 
-STEPS = 512  # of an epoch, at least, as long as batches have
+STEPS = 64  # of an epoch, about, as long as batches have
 LEAST, MOST = 16, 8192  # samples
 
 Store = Callable[[int, dict[str, Array]], None]
-
-
-@dataclass
-class _Member:
-    """A repetition of a group in training: the best of its weights so far, where it may stop early.
-
-    ``best`` tensors had the held-out loss ``best_loss``; ``since_best`` epochs were no better.
-    """
-
-    r: int
-    encoder: Encoder
-    best: dict[str, Array] | None = None
-    best_loss: float = math.inf
-    since_best: int = 0
+OnGroup = Callable[[Sequence[int], int], None]
+"""Called with repetitions, and how many samples these were trained on, all of them added up."""
 
 
 def train_group(
@@ -58,111 +47,189 @@ def train_group(
     numbers: Sequence[int],
     device: str,
     store: Store,
-    on_samples: OnSamples | None = None,
+    on_samples: OnGroup | None = None,
+    checkpoints: Mapping[int, Checkpoints] | None = None,
 ) -> None:
     """Train the repetitions ``numbers`` on a device of PyTorch, and hand each one's tensors to ``store``.
 
     ``on_samples`` is called with numbers of samples that add up to epochs x `n_trained` x repetitions; what it raises
-    ends training. DataError when training diverges.
+    ends training. ``checkpoints``: where each repetition is to go on from, and to keep its state in. Those that stand
+    at the same place train together, as many as the device has memory for. DataError when training diverges,
+    MemoryBudgetError when a single repetition does not fit.
     """
-    training = _Training(samples, config, partition, numbers, device, on_samples or _nobody)
-    training.run()
-    for i, member in enumerate(training.members):
-        tensors = training.group.tensors(i) if member.best is None else member.best
-        store(member.r, {"slots": member.encoder.slots, "row_weights": member.encoder.row_weights, **tensors})
+    kept, places = checkpoints or {}, dict[tuple[int, int], dict[int, State | None]]()
+    for r in numbers:
+        state = kept[r].load(config, r, len(samples)) if r in kept else None
+        places.setdefault((state.epoch, state.start) if state else (0, 0), {})[r] = state
+    work = _Work(samples, config, partition, device, store, on_samples or _nobody, kept)
+    for states in places.values():
+        _train_together(work, states)
 
 
-def batch_size(config: Config, n: int) -> int:
-    """The samples of a batch: so few that an epoch over ``n`` has many steps, as far as the device is not idle then."""
-    return max(LEAST, min(MOST, 1 << max(0, n // STEPS).bit_length() - 1 if n >= STEPS else LEAST))
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for all repetitions of a call of `train_group`."""
+
+    samples: Samples
+    config: Config
+    partition: Partition
+    device: str
+    store: Store
+    tell: OnGroup
+    checkpoints: Mapping[int, Checkpoints]
 
 
-def _nobody(n: int) -> None:
+def _train_together(work: _Work, states: dict[int, State | None]) -> None:
+    """Train repetitions in one group, or where the device has no memory for that, in two, one after the other."""
+    try:
+        training = _Training(work, states)
+    except torch.OutOfMemoryError:
+        training = None
+    if training is None:
+        _train_halves(work, states)
+        return
+    try:
+        training.run()
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(work) from error
+    for i, state in enumerate(training.states):
+        tensors = training.group.tensors(i) if state.best is None else state.best
+        encoder = {"slots": state.encoder.slots, "row_weights": state.encoder.row_weights}
+        work.store(training.numbers[i], {**encoder, **tensors})
+
+
+def _train_halves(work: _Work, states: dict[int, State | None]) -> None:
+    if len(states) == 1:
+        raise _no_memory(work)
+    numbers = list(states)
+    half = len(numbers) // 2
+    log.warning(
+        "%s has no memory for %d repetitions at once: it trains %d, and then the others", work.device, len(states), half
+    )
+    if work.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    for some in (numbers[:half], numbers[half:]):
+        _train_together(work, {r: states[r] for r in some})
+
+
+def _no_memory(work: _Work) -> MemoryBudgetError:
+    return MemoryBudgetError(
+        f"{work.device} has no memory for a single repetition; lower 'buckets', 'hidden' or 'feature_bits', "
+        "or train with device='cpu'"
+    )
+
+
+def batch_size(n: int) -> int:
+    """The samples of a batch, a power of 2: so few that an epoch over ``n`` has many steps, and a device enough to do."""
+    return max(LEAST, min(MOST, 1 << (n // STEPS).bit_length()))
+
+
+def _nobody(numbers: Sequence[int], n: int) -> None:
     """Whom to tell when nobody asked."""
 
 
 class _Training:
-    """One call of `train_group`."""
+    """Repetitions in training in one group. Their states have no learner but when they are kept: the group has it."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        config: Config,
-        partition: Partition,
-        numbers: Sequence[int],
-        device: str,
-        tell: OnSamples,
-    ) -> None:
-        self.samples, self.config, self.device, self.tell = samples, config, device, tell
-        self.order, self.held_out = split(samples, config, SHARED)
-        self.size = batch_size(config, len(self.order))
-        self.members = [_Member(r, fit_encoder(samples.features, config, r)) for r in numbers]
-        self.group = self._started(partition)
-        self.targets = GroupTargets(config, partition, numbers, device)
+    def __init__(self, work: _Work, found: Mapping[int, State | None]) -> None:
+        self.work, self.config, self.device, self.numbers = work, work.config, work.device, list(found)
+        self.order, self.held_out = split(work.samples, work.config, SHARED)
+        self.size = batch_size(len(self.order))
+        self.states = [state or self._start(r) for r, state in found.items()]
+        self.epoch, self.start = self.states[0].epoch, self.states[0].start
+        self.losses = torch.tensor([state.loss for state in self.states], dtype=torch.float64, device=self.device)
+        encoders = [state.encoder for state in self.states]
+        self.group = group_of(self.config, work.partition, self.numbers, self.device, encoders)
+        for i, state in enumerate(self.states):
+            self.group.set(i, state.learner)
+        self.targets = GroupTargets(self.config, work.partition, self.numbers, self.device)
+        if any(state is not None for state in found.values()):
+            log.info(
+                "repetitions %s go on in epoch %d, after %d samples of it", self.numbers, self.epoch + 1, self.start
+            )
+            self._tell(self.epoch * len(self.order) + self.start)
 
     def run(self) -> None:
         """All epochs, or as many as help."""
-        for epoch in range(self.config.epochs):
-            self._epoch(epoch)
-            if len(self.held_out) and self._is_enough(epoch):
-                self.tell((self.config.epochs - epoch - 1) * len(self.order) * len(self.members))
+        while self.epoch < self.config.epochs:
+            self._epoch()
+            if len(self.held_out) and self._is_enough():
+                self._tell((self.config.epochs - self.epoch) * len(self.order))
                 return
 
-    def _started(self, partition: Partition) -> Group:
-        """The group with the weights that the kernels start from."""
-        config, encoders = self.config, [member.encoder for member in self.members]
-        group = group_of(config, partition, [member.r for member in self.members], self.device, encoders)
-        for i, member in enumerate(self.members):
-            bias = start_bias(self.samples, config, partition, member.r)
-            group.set(i, learner_of(config).start(config, member.r, len(member.encoder.row_weights), bias))
-        return group
+    def _start(self, r: int) -> State:
+        """The weights that the kernels start from."""
+        samples, config = self.work.samples, self.config
+        encoder = fit_encoder(samples.features, config, r)
+        bias = start_bias(samples, config, self.work.partition, r)
+        return State(encoder, learner_of(config).start(config, r, len(encoder.row_weights), bias))
 
-    def _epoch(self, epoch: int) -> None:
-        config, done, total = self.config, 0, len(self.order)
-        loss = torch.zeros(len(self.members), dtype=torch.float64, device=self.device)
-        for batch in batches(self.samples, self.order, config.seed, epoch, self.size, self.device):
-            loss += self.group.train(batch, rate_at(config, epoch + (done + len(batch) / 2) / total), epoch)
-            done += len(batch)
-            self.tell(len(batch) * len(self.members))
-        self._check((loss / max(1, total)).cpu().numpy(), epoch)
+    def _tell(self, n: int) -> None:
+        self.work.tell(self.numbers, n * len(self.numbers))
 
-    def _check(self, losses: Array, epoch: int) -> None:
-        for member, loss in zip(self.members, losses.tolist(), strict=True):
+    def _epoch(self) -> None:
+        """The rest of a pass over the samples."""
+        config, total = self.config, len(self.order)
+        ahead = batches(self.work.samples, self.order, config.seed, self.epoch, self.size, self.device, self.start)
+        with contextlib.closing(ahead):
+            for batch in ahead:
+                rate = rate_at(config, self.epoch + (self.start + len(batch) / 2) / total)
+                self.losses += self.group.train(batch, rate, self.epoch)
+                self.start += len(batch)
+                self._keep()
+                self._tell(len(batch))
+        self._check((self.losses / max(1, total)).cpu().numpy())
+        self.epoch, self.start = self.epoch + 1, 0
+        self.losses.zero_()
+
+    def _keep(self) -> None:
+        """Keep the state of all, when it is time for one: so that they go on together."""
+        kept = [self.work.checkpoints[r] for r in self.numbers if r in self.work.checkpoints]
+        if not kept or not kept[0].due:
+            return
+        losses = self.losses.tolist()
+        for i, (r, checkpoints) in enumerate(zip(self.numbers, kept, strict=True)):
+            now = {"learner": self.group.learner(i), "epoch": self.epoch, "start": self.start, "loss": losses[i]}
+            checkpoints.keep(dataclasses.replace(self.states[i], **now), self.config, r, len(self.work.samples))
+
+    def _check(self, losses: Array) -> None:
+        for r, loss in zip(self.numbers, losses.tolist(), strict=True):
             if not np.isfinite(loss):
                 raise DataError(
-                    f"repetition {member.r} diverged in epoch {epoch + 1}: its loss is {loss}. "
+                    f"repetition {r} diverged in epoch {self.epoch + 1}: its loss is {loss}. "
                     f"Lower 'learning_rate' (now {self.config.learning_rate:g}), or scale the features."
                 )
-            log.debug("repetition %d, epoch %d of %d: loss %.4f", member.r, epoch + 1, self.config.epochs, loss)
+            log.debug("repetition %d, epoch %d of %d: loss %.4f", r, self.epoch + 1, self.config.epochs, loss)
 
-    def _is_enough(self, epoch: int) -> bool:
+    def _is_enough(self) -> bool:
         """Keep the weights of each repetition that is better than ever on the samples held out; whether none goes on.
 
         One that has stopped is computed with the others as long as they go on, and keeps its best.
         """
         patience = self.config.patience
-        for i, (member, loss) in enumerate(zip(self.members, self._held_out_losses(), strict=True)):
-            if member.since_best >= patience:
+        for i, (state, loss) in enumerate(zip(self.states, self._held_out_losses(), strict=True)):
+            if state.since_best >= patience:
                 continue
-            if member.best is None or loss < member.best_loss:
-                member.best_loss, member.best, member.since_best = loss, self.group.tensors(i), 0
+            if state.best is None or loss < state.best_loss:
+                state.best_loss, state.best, state.since_best = loss, self.group.tensors(i), 0
                 continue
-            member.since_best += 1
-            if member.since_best >= patience:
-                log.info("repetition %d stops after epoch %d: no better for %d epochs", member.r, epoch + 1, patience)
-        return all(member.since_best >= patience for member in self.members)
+            state.since_best += 1
+            if state.since_best >= patience:
+                r = self.numbers[i]
+                log.info("repetition %d stops after epoch %d: no better for %d epochs", r, self.epoch, patience)
+        return all(state.since_best >= patience for state in self.states)
 
     def _held_out_losses(self) -> list[float]:
         """The mean loss of each repetition over the samples held out."""
-        total, step = torch.zeros(len(self.members), dtype=torch.float64, device=self.device), self._held_out_step()
+        total, step = torch.zeros_like(self.losses), self._held_out_step()
         for start in range(0, len(self.held_out), step):
             chunk = self.held_out[start : start + step]
-            batch = batch_of(gather(self.samples, chunk.astype(np.uint32)), self.device)
-            wanted = self.targets(batch, slice(0, len(self.members)))
+            batch = batch_of(gather(self.work.samples, chunk.astype(np.uint32)), self.device)
+            wanted = self.targets(batch, slice(0, len(self.numbers)))
             total += held_out_losses(self.group.logits(batch), wanted, softmax=self.config.loss == "softmax")
         means: list[float] = (total / len(self.held_out)).tolist()
         return means
 
     def _held_out_step(self) -> int:
-        logits = HELD_OUT_LOGITS // (self.config.buckets * len(self.members))
-        return max(1, min(chunk_size(self.samples.features), logits))
+        logits = HELD_OUT_LOGITS // (self.config.buckets * len(self.numbers))
+        return max(1, min(chunk_size(self.work.samples.features), logits))
