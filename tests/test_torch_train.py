@@ -17,6 +17,7 @@ from machxc.repetition.loop import n_trained, train_repetition
 from machxc.repetition.scorer import scorer_of
 from machxc.samples import Array, Samples
 from machxc.testing import make_samples
+from machxc.torch import learner
 from machxc.torch import train as training
 from machxc.torch.learner import Group
 from machxc.torch.train import batch_size, train_group
@@ -204,7 +205,7 @@ class Short:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.tried: list[int] = []
-        original = training.group_of
+        original = learner.group_of
 
         def group_of(config: Config, partition: Any, numbers: list[int], *others: Any) -> Group:
             self.tried.append(len(numbers))

@@ -68,6 +68,11 @@ class Execution:
         if (self.executor == "ray") != (self.address is not None):
             raise SettingError("'address' goes with the executor ray: that of the cluster, or auto for this machine's")
         check_device(self.device)
+        if self.executor == "ray" and self.device.startswith("cuda") and not self.gpus:
+            raise SettingError(
+                f"device={self.device!r} on a cluster needs 'gpus': the share of a GPU that each group of repetitions "
+                "asks for, as 1 or 0.25"
+            )
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             i, n = self.shard
             raise SettingError(f"'shard' must be i/n with 0 <= i < n, as 0/4 to 3/4. Got {i}/{n} instead.")

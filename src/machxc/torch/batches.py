@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def batch_of(samples: Samples, device: str, first: int = 0) -> Batch:
 
 def batches(
     samples: Samples, order: Int64, seed: int, epoch: int, size: int, device: str, skip: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The samples ``order`` (int64, rising) as batches of at most ``size``, shuffled anew in each epoch.
 
     ``skip``: so many samples at the front of the epoch are left out, those of whole batches.

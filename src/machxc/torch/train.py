@@ -120,7 +120,7 @@ def _no_memory(work: _Work) -> MemoryBudgetError:
 
 
 def batch_size(n: int) -> int:
-    """The samples of a batch, a power of 2: so few that an epoch over ``n`` has many steps, and a device enough to do."""
+    """The samples of a batch, a power of 2: so few that an epoch over ``n`` has many steps, and enough to do."""
     return max(LEAST, min(MOST, 1 << (n // STEPS).bit_length()))
 
 
