@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,16 @@ import torch
 
 from machxc.repetition.windows import gather, shuffled
 from machxc.samples import Array, Int64, Samples
+from machxc.torch.device import on
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARED = 1 << 20  # stands for a repetition's number in the order of samples: that of all of them
 _AHEAD = 3  # batches that are ready before they are wanted
+
+Sent = tuple[list["Tensor"], int]
+"""The arrays of a batch as tensors of this machine, and how many feature values came before."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,9 @@ def batches(
 
     ``skip``: so many samples at the front of the epoch are left out, those of whole batches.
     """
-    pinned, stop = device.startswith("cuda"), threading.Event()
-    ready: queue.Queue[tuple[list[Tensor], int] | BaseException | None] = queue.Queue(_AHEAD)
-    arguments = (samples, order, seed, epoch, size, skip, pinned, ready, stop)
-    thread = threading.Thread(target=_prepare, args=arguments, name="batches", daemon=True)
+    ready: queue.Queue[Sent | BaseException | None] = queue.Queue(_AHEAD)
+    stop, ahead = threading.Event(), _ahead(samples, order, seed, epoch, size, device, skip)
+    thread = threading.Thread(target=_prepare, args=(ahead, device, ready, stop), name="batches", daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:
@@ -74,25 +77,31 @@ def batches(
             thread.join(0.01)
 
 
-def _prepare(
-    samples: Samples, order: Int64, seed: int, epoch: int, size: int, skip: int, pinned: bool, ready: Any, stop: Any
-) -> None:
+def _prepare(ahead: Iterator[Sent], device: str, ready: Any, stop: threading.Event) -> None:
+    """What the thread does: batches, then None; or what went wrong."""
     try:
-        done = first = 0
-        for window in shuffled(samples, order, seed, SHARED, epoch):
-            for start in range(0, len(window.order), size):
-                chunk = window.order[start : start + size]
-                part = gather(window.samples, chunk.astype(np.uint32))
-                done += len(chunk)
-                if done > skip:
-                    tensors = _packed(part)
-                    ready.put(([tensor.pin_memory() for tensor in tensors] if pinned else tensors, first))
-                first += len(part.features.indices)
+        with on(device):
+            for item in ahead:
+                ready.put(item)
                 if stop.is_set():
                     return
         ready.put(None)
     except BaseException as error:
         ready.put(error)
+
+
+def _ahead(samples: Samples, order: Int64, seed: int, epoch: int, size: int, device: str, skip: int) -> Iterator[Sent]:
+    """Batches, ready to be sent to the device."""
+    pinned, done, first = device.startswith("cuda"), 0, 0
+    for window in shuffled(samples, order, seed, SHARED, epoch):
+        for start in range(0, len(window.order), size):
+            chunk = window.order[start : start + size]
+            part = gather(window.samples, chunk.astype(np.uint32))
+            done += len(chunk)
+            if done > skip:
+                tensors = _packed(part)
+                yield [tensor.pin_memory() for tensor in tensors] if pinned else tensors, first
+            first += len(part.features.indices)
 
 
 def _drain(ready: Any) -> None:

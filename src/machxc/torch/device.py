@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -28,6 +29,14 @@ def import_torch() -> Any:
     except ImportError:
         raise MissingExtraError("training or scoring on a GPU", "torch") from None
     return torch
+
+
+def on(device: str) -> contextlib.AbstractContextManager[Any]:
+    """A device of PyTorch as the one of this thread, on which kernels are launched, for a while."""
+    current: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if device.startswith("cuda"):
+        current = import_torch().cuda.device(device)
+    return current
 
 
 def devices_of(name: str) -> tuple[str, ...]:

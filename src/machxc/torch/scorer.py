@@ -19,6 +19,7 @@ from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import encoder_of
 from machxc.samples import Array, Features, Float32, Int64, Labels, Samples
 from machxc.torch.batches import batch_of
+from machxc.torch.device import on
 from machxc.torch.encode import GroupEncoder, Rows
 from machxc.torch.top_k import top_k
 
@@ -47,14 +48,11 @@ class DeviceModel:
         model, config = self._model, self._model.config
         ids, scores = np.full((len(features), k), -1, np.int64), np.full((len(features), k), -np.inf, np.float32)
         for start, stop in self._blocks(features):
-            ids[start:stop], scores[start:stop] = top_k(
-                self._scorer.sketch(features.rows(start, stop)),
-                model.partition,
-                k,
-                loss=config.loss,
-                estimator=estimator or config.estimator,
-                seen=model.seen,
-            )
+            sketch = self._scorer.sketch(features.rows(start, stop))
+            chosen = estimator or config.estimator
+            with on(self._device):
+                found = top_k(sketch, model.partition, k, loss=config.loss, estimator=chosen, seen=model.seen)
+            ids[start:stop], scores[start:stop] = found
         return ids, scores
 
     def sketch(self, features: Features) -> Float32:
@@ -90,7 +88,7 @@ class GroupScorer:
     def sketch(self, features: Features) -> Tensor:
         """The bucket scores of each query: float32 [n, G, B], on the device."""
         batch = batch_of(Samples(features, _no_labels(len(features))), self._device)
-        with torch.no_grad():
+        with torch.no_grad(), on(self._device):
             rows = self._encoder(batch, slice(0, len(self._encoder)))
             return self._scorer.logits(rows, len(batch)).transpose(0, 1).contiguous()
 

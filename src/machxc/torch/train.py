@@ -26,6 +26,7 @@ from machxc.repetition.loop import HELD_OUT_LOGITS, rate_at, split, start_bias
 from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
 from machxc.torch.batches import SHARED, batch_of, batches
+from machxc.torch.device import on
 from machxc.torch.encode import GroupTargets
 from machxc.torch.learner import group_of
 from machxc.torch.loss import held_out_losses
@@ -62,8 +63,9 @@ def train_group(
         state = kept[r].load(config, r, len(samples)) if r in kept else None
         places.setdefault((state.epoch, state.start) if state else (0, 0), {})[r] = state
     work = _Work(samples, config, partition, device, store, on_samples or _nobody, kept)
-    for states in places.values():
-        _train_together(work, states)
+    with on(device):
+        for states in places.values():
+            _train_together(work, states)
 
 
 @dataclass(frozen=True)
