@@ -14,14 +14,16 @@ from machxc import MACHClassifier
 from machxc.cli import main
 from machxc.config import Settings
 from machxc.errors import MissingExtraError, SettingError
+from machxc.folder import repetition_file
 from machxc.labels import LabelNames
 from machxc.model import Model
 from machxc.run import Execution, run_folder, train_run
+from machxc.runs.work import RunTask
 from machxc.testing import make_samples, make_texts
 from machxc.torch import device as devices
 from machxc.torch import groups
 from machxc.torch.device import devices_of
-from machxc.torch.groups import GroupTask, group_tasks
+from machxc.torch.groups import GroupTask, dealt, group_tasks
 from machxc.training import train
 from run_tools import SETTINGS, StopNowError, digests, stop_after, write_jsonl
 from torch_tools import torch
@@ -197,6 +199,31 @@ def test_on_a_cluster_a_gpu_has_to_be_asked_for() -> None:
     with pytest.raises(SettingError, match="device='cuda' on a cluster needs 'gpus'"):
         Execution("ray", address="auto", device="cuda")
     assert Execution("ray", address="auto", device="cuda", gpus=0.5).gpus == 0.5
+
+
+def test_the_task_of_a_cluster_trains_the_group_that_begins_with_its_number(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopNowError):
+        train_run(data, tmp_path / "model", SETTINGS, execution=ON_TORCH, progress=stop_after(0))
+    folder = run_folder(tmp_path / "model")
+    task = RunTask(str(folder), device="torch-cpu", groups=dealt(range(4), 2))
+    task(1)
+    assert sorted(path.name for path in folder.glob("repetition-*")) == [repetition_file(1), repetition_file(3)]
+    task(0)
+    train_run(data, tmp_path / "model", SETTINGS, execution=ON_TORCH)
+    train_run(data, tmp_path / "whole", SETTINGS, execution=ON_TORCH)
+    assert digests(tmp_path / "model") == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_cluster_trains_a_group_for_each_share_of_its_devices(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    from ray_tools import cluster_of
+
+    with cluster_of(2) as cluster:
+        execution = Execution("ray", address=cluster.address, device="torch-cpu", checkpoint_interval=0.5)
+        train_run(data, tmp_path / "model", SETTINGS, execution=execution)
+    train_run(data, tmp_path / "whole", SETTINGS, execution=ON_TORCH)
+    assert digests(tmp_path / "model") == digests(tmp_path / "whole")
 
 
 # ---- faces

@@ -29,6 +29,7 @@ from machxc.repetition.checkpoint import INTERVAL, Checkpoints
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.runs.folder import RunFolder, checkpoint_file, is_address, open_folder, read_plan
 from machxc.samples import Array, Samples
+from machxc.torch.device import devices_of
 from machxc.torch.groups import GroupTask
 
 BEAT, FAR_BEAT = 1.0, 5.0  # seconds between two signs of life on a disk, and in an object store
@@ -37,15 +38,25 @@ OnSamples = Callable[[int], None]
 
 @dataclass(frozen=True)
 class RunTask:
-    """Train repetitions of the run in ``folder`` (a path or an address), knowing only that: the task of a cluster."""
+    """Train repetitions of the run in ``folder`` (a path or an address), knowing only that: the task of a cluster.
+
+    ``groups``: repetitions that train in step on ``device``, or on the first that it stands for where the task runs.
+    """
 
     folder: str
     interval: float = INTERVAL
+    device: str = "cpu"
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, r: int) -> None:
-        """Train repetition r, unless it is finished."""
+        """Train repetition r, or the group of which it is the first, unless they are finished."""
         folder, config, samples = _opened(self.folder)
-        train_in(folder, samples, config, r, interval=self.interval)
+        group = next((numbers for numbers in self.groups if numbers[0] == r), None)
+        if group is None:
+            train_in(folder, samples, config, r, interval=self.interval)
+            return
+        task = GroupTask(devices_of(self.device)[0], group)
+        train_group_in(folder, samples, config, task, interval=self.interval)
 
 
 def train_in(

@@ -29,6 +29,10 @@ def group_tasks(config: Config, numbers: Sequence[int], device: str) -> dict[int
     if devices and config.learner == "counts":
         log.warning("learner='counts' takes no steps: counted on the processor, not on %s", device)
         return {}
-    groups = [tuple(numbers[i :: len(devices)]) for i in range(len(devices))]
-    tasks = [GroupTask(name, group) for name, group in zip(devices, groups, strict=True) if group]
-    return {task.numbers[0]: task for task in tasks}
+    groups = dealt(numbers, len(devices)) if devices else ()
+    return {group[0]: GroupTask(name, group) for name, group in zip(devices, groups, strict=False)}
+
+
+def dealt(numbers: Sequence[int], n: int) -> tuple[tuple[int, ...], ...]:
+    """The numbers dealt out to at most n groups, none of them empty."""
+    return tuple(tuple(numbers[i::n]) for i in range(min(n, len(numbers))))
