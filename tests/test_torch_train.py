@@ -293,3 +293,13 @@ def test_the_kernels_do_not_go_on_with_it() -> None:
     other = kept[0].checkpoints("")
     assert other.load(config, 0, 200) is None
     assert kept[0].checkpoints().load(config, 0, 200) is not None
+
+
+@pytest.mark.parametrize("kind", ["network-softmax", "network-bce"])
+def test_products_in_bfloat16_are_exact_enough(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "matrix_dtype", lambda device: torch.bfloat16)
+    config, others = config_for(kind), make_samples(400, 20, seed=9)
+    found, kernels = trained(config)[0], train_repetition(SAMPLES, config, partition_of(config), 0)
+    assert found["output"].dtype == np.float16
+    assert accuracy(config, found, 0, others) > accuracy(config, kernels, 0, others) - 0.03
+    assert same(found, trained(config)[0])
