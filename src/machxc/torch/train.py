@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +23,8 @@ from machxc.errors import DataError, MemoryBudgetError
 from machxc.partition import Partition
 from machxc.repetition.checkpoint import Checkpoints, State, learner_of
 from machxc.repetition.chunks import chunk_size
-from machxc.repetition.encode import fit_encoder
-from machxc.repetition.loop import HELD_OUT_LOGITS, rate_at, split, start_bias
+from machxc.repetition.encode import Encoder, fit_encoder
+from machxc.repetition.loop import rate_at, split, start_bias
 from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
 from machxc.torch.batches import SHARED, batch_of, batches
@@ -35,6 +37,7 @@ log = logging.getLogger("machxc.torch")
 
 STEPS = 64  # of an epoch, about, as long as batches have
 LEAST, MOST = 16, 8192  # samples
+HELD_OUT_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}  # of held-out samples, at a time: in float64
 
 Store = Callable[[int, dict[str, Array]], None]
 OnGroup = Callable[[Sequence[int], int], None]
@@ -137,13 +140,11 @@ class _Training:
         self.work, self.config, self.device, self.numbers = work, work.config, work.device, list(found)
         self.order, self.held_out = split(work.samples, work.config, SHARED)
         self.size = batch_size(len(self.order))
-        self.states = [state or self._start(r) for r, state in found.items()]
+        encoders = self._encoders(found)
+        self.group = group_of(self.config, work.partition, self.numbers, self.device, encoders)
+        self.states = [self._begin(i, encoder, found[self.numbers[i]]) for i, encoder in enumerate(encoders)]
         self.epoch, self.start = self.states[0].epoch, self.states[0].start
         self.losses = torch.tensor([state.loss for state in self.states], dtype=torch.float64, device=self.device)
-        encoders = [state.encoder for state in self.states]
-        self.group = group_of(self.config, work.partition, self.numbers, self.device, encoders)
-        for i, state in enumerate(self.states):
-            self.group.set(i, state.learner)
         self.targets = GroupTargets(self.config, work.partition, self.numbers, self.device)
         if any(state is not None for state in found.values()):
             log.info(
@@ -159,12 +160,28 @@ class _Training:
                 self._tell((self.config.epochs - self.epoch) * len(self.order))
                 return
 
-    def _start(self, r: int) -> State:
-        """The weights that the kernels start from."""
-        samples, config = self.work.samples, self.config
-        encoder = fit_encoder(samples.features, config, r)
-        bias = start_bias(samples, config, self.work.partition, r)
-        return State(encoder, learner_of(config).start(config, r, len(encoder.row_weights), bias))
+    def _encoders(self, found: Mapping[int, State | None]) -> list[Encoder]:
+        """The encoders of all repetitions: a pass over the samples each, which threads share out."""
+
+        def encoder(r: int) -> Encoder:
+            state = found[r]
+            return fit_encoder(self.work.samples.features, self.config, r) if state is None else state.encoder
+
+        with ThreadPoolExecutor(min(len(found), os.cpu_count() or 1)) as pool:
+            return list(pool.map(encoder, found))
+
+    def _begin(self, i: int, encoder: Encoder, found: State | None) -> State:
+        """Give the i-th repetition the weights that it was kept with, or those that the kernels start from.
+
+        On this machine there are those of one repetition at a time.
+        """
+        config, r = self.config, self.numbers[i]
+        if found is None:
+            bias = start_bias(self.work.samples, config, self.work.partition, r)
+            found = State(encoder, learner_of(config).start(config, r, len(encoder.row_weights), bias))
+        self.group.set(i, found.learner)
+        none = learner_of(config).start(config, r, 0, np.zeros(config.buckets, np.float32))
+        return dataclasses.replace(found, learner=none)
 
     def _tell(self, n: int) -> None:
         self.work.tell(self.numbers, n * len(self.numbers))
@@ -233,5 +250,6 @@ class _Training:
         return means
 
     def _held_out_step(self) -> int:
-        logits = HELD_OUT_LOGITS // (self.config.buckets * len(self.numbers))
+        held = HELD_OUT_LOGITS["cuda" if self.device.startswith("cuda") else "cpu"]
+        logits = held // (self.config.buckets * len(self.numbers))
         return max(1, min(chunk_size(self.work.samples.features), logits))
