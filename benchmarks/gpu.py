@@ -209,7 +209,7 @@ def group(device: str, shape: Shape) -> Group:
     ]
     found = group_of(config, partition_of(shape), list(range(shape.repetitions)), device, encoders)
     for i in range(shape.repetitions):
-        for name, view in found._views(i).items():
+        for name, view in found.views(i).items():
             if name in ("table", "output"):
                 view.uniform_(-0.05, 0.05)
     return found
@@ -220,7 +220,7 @@ def stages(device: str, meter: Meter, shape: Shape, limits: dict[str, float | No
     rows: list[dict[str, Any]] = []
     whole, found = slice(0, shape.repetitions), group(device, shape)
     assert isinstance(found, NetworkGroup)
-    trunk, output, batch = found._trunk, found._output, batch_of(made(shape, shape.n), device)
+    trunk, output, batch = found.trunk, found.output, batch_of(made(shape, shape.n), device)
     assert isinstance(trunk, SparseTrunk)
     item = torch.empty(0, dtype=output.dtype).element_size()
     flat, n_hidden = shape.repetitions * shape.n, shape.repetitions * shape.n * shape.hidden
@@ -232,15 +232,15 @@ def stages(device: str, meter: Meter, shape: Shape, limits: dict[str, float | No
         share = None if seconds is None else floor / seconds
         rows.append({"stage": name, "ms": seconds and 1e3 * seconds, "floor ms": 1e3 * floor, "of floor": share})
 
-    encoded, wanted = trunk._encoder(batch, whole, 0), found._targets(batch, whole)
+    encoded, wanted = trunk.encoder(batch, whole, 0), found.targets(batch, whole)
     hidden = trunk.forward(batch, whole, 0)[0].to(output.dtype)
     logits = output.logits(whole, hidden)
     used = int(torch.unique(encoded.rows).numel())
     gathered = flat * shape.f * shape.hidden
     matmul = 2.0 * n_logits * shape.hidden
-    add("encode", lambda: trunk._encoder(batch, whole, 0), moved=20.0 * flat * shape.f)
-    add("targets", lambda: found._targets(batch, whole), moved=24.0 * flat)
-    add("gather rows", lambda: trunk._table.sums(encoded), moved=4.0 * (gathered + n_hidden))
+    add("encode", lambda: trunk.encoder(batch, whole, 0), moved=20.0 * flat * shape.f)
+    add("targets", lambda: found.targets(batch, whole), moved=24.0 * flat)
+    add("gather rows", lambda: trunk.table.sums(encoded), moved=4.0 * (gathered + n_hidden))
     add("logits", lambda: output.logits(whole, hidden), flops=matmul)
     add("loss", lambda: gradient_(logits, wanted, softmax=True), moved=3.0 * item * n_logits)
     logits.mul_(1e-3)
@@ -248,7 +248,7 @@ def stages(device: str, meter: Meter, shape: Shape, limits: dict[str, float | No
     gradients = output.gradients(whole, hidden, logits)
     add("step outputs", lambda: output.step(whole, gradients, 0.0), moved=(8.0 + 2 * item) * n_outputs)
     moved = item * gathered + 8.0 * used * shape.hidden
-    add("step rows", lambda: trunk._table.step(encoded, gradients.hidden.view(flat, -1), 0.0), moved=moved)
+    add("step rows", lambda: trunk.table.step(encoded, gradients.hidden.view(flat, -1), 0.0), moved=moved)
     return rows
 
 

@@ -54,38 +54,41 @@ class SparseTrunk:
     """The sum of the weighted rows of a sample's features, plus a bias, where it is above 0."""
 
     def __init__(self, encoder: GroupEncoder, width: int, device: str) -> None:
-        self._encoder = encoder
-        self._table, self._bias = Table(encoder.starts[-1], width, device), Bias(len(encoder), width, device)
+        self.encoder = encoder
+        self.table, self.bias = Table(encoder.starts[-1], width, device), Bias(len(encoder), width, device)
 
     def forward(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
         """Hidden units, and the rows that they are made of."""
-        rows = self._encoder(batch, part, epoch)
-        hidden = self._table.sums(rows).view(-1, len(batch), self._table.width)
-        hidden.add_(self._bias.weights[part, None]).relu_()
+        rows = self.encoder(batch, part, epoch)
+        hidden = self.table.sums(rows).view(-1, len(batch), self.table.width)
+        hidden.add_(self.bias.weights[part, None]).relu_()
         return hidden, (rows, hidden)
 
     def step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> None:
         """A step of the rows and the bias."""
         rows, hidden = known
         gradient = gradient * (hidden > 0)
-        self._table.step(rows, gradient.view(-1, self._table.width), rate)
-        self._bias.step(part, gradient.sum(dim=1, dtype=torch.float32), rate)
+        self.table.step(rows, gradient.view(-1, self.table.width), rate)
+        self.bias.step(part, gradient.sum(dim=1, dtype=torch.float32), rate)
 
     def views(self, i: int) -> Views:
         """As `machxc.repetition.network.NetworkLearner` has them, but for ``squares``, which is here in two parts."""
         return {
-            **self._table.views(self._encoder.rows_of(i)),
-            "hidden_bias": self._bias.weights[i],
-            "hidden_bias_square": self._bias.squares[i : i + 1],
+            **self.table.views(self.encoder.rows_of(i)),
+            "hidden_bias": self.bias.weights[i],
+            "hidden_bias_square": self.bias.squares[i : i + 1],
         }
 
 
 class Group(ABC):
-    """G repetitions that learn in step. ``config`` and ``partition``: theirs; ``numbers``: which they are."""
+    """G repetitions that learn in step. ``config`` and ``partition``: theirs; ``numbers``: which they are.
+
+    ``targets`` gives the target buckets of a batch.
+    """
 
     def __init__(self, config: Config, partition: Partition, numbers: Sequence[int], device: str) -> None:
         self.config, self.numbers, self.device = config, list(numbers), device
-        self._targets = GroupTargets(config, partition, numbers, device)
+        self.targets = GroupTargets(config, partition, numbers, device)
         self._at_a_time = len(self.numbers)  # repetitions that a step computes at a time: fewer when memory is short
 
     @abstractmethod
@@ -97,7 +100,7 @@ class Group(ABC):
         """Compute with the gradient of the bucket scores; what is returned takes the step."""
 
     @abstractmethod
-    def _views(self, i: int) -> Views:
+    def views(self, i: int) -> Views:
         """The i-th repetition's part of all that training changes."""
 
     def train(self, batch: Batch, rate: float, epoch: int) -> Tensor:
@@ -123,12 +126,12 @@ class Group(ABC):
 
     def set(self, i: int, learner: Learner) -> None:
         """Take the i-th repetition over from a learner of the kernels."""
-        for name, view in self._views(i).items():
+        for name, view in self.views(i).items():
             view.copy_(torch.from_numpy(np.ascontiguousarray(_of_learner(learner, name))))
 
     def learner(self, i: int) -> Learner:
         """The i-th repetition as a learner of the kernels: a copy."""
-        views = self._views(i)
+        views = self.views(i)
         n_rows = len(views["table"])
         learner = learner_of(self.config).start(self.config, 0, n_rows, np.zeros(self.config.buckets, np.float32))
         for name, view in views.items():
@@ -144,7 +147,7 @@ class Group(ABC):
         with torch.no_grad():
             try:
                 logits, known = self._logits(batch, part, epoch)
-                losses = gradient_(logits, self._targets(batch, part), softmax=self.config.loss == "softmax")
+                losses = gradient_(logits, self.targets(batch, part), softmax=self.config.loss == "softmax")
                 step = self._step(known, part, logits, rate)
             except torch.OutOfMemoryError:
                 if part.stop - part.start == 1:
@@ -170,27 +173,28 @@ class LinearGroup(Group):
         self, config: Config, partition: Partition, numbers: Sequence[int], device: str, encoders: Sequence[Encoder]
     ) -> None:
         super().__init__(config, partition, numbers, device)
-        self._encoder = GroupEncoder(config, encoders, numbers, device)
-        self._table = Table(self._encoder.starts[-1], config.buckets, device)
-        self._bias = Bias(len(numbers), config.buckets, device)
+        self.encoder = GroupEncoder(config, encoders, numbers, device)
+        self.table = Table(self.encoder.starts[-1], config.buckets, device)
+        self.bias = Bias(len(numbers), config.buckets, device)
 
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        rows = self._encoder(batch, part, epoch)
-        sums = self._table.sums(rows).view(-1, len(batch), self.config.buckets)
-        return sums.add_(self._bias.weights[part, None]), rows
+        rows = self.encoder(batch, part, epoch)
+        sums = self.table.sums(rows).view(-1, len(batch), self.config.buckets)
+        return sums.add_(self.bias.weights[part, None]), rows
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         of_bias = gradient.sum(dim=1)
 
         def step() -> None:
-            self._table.step(known, gradient.view(-1, self.config.buckets), rate)
-            self._bias.step(part, of_bias, rate)
+            self.table.step(known, gradient.view(-1, self.config.buckets), rate)
+            self.bias.step(part, of_bias, rate)
 
         return step
 
-    def _views(self, i: int) -> Views:
-        bias = {"bias": self._bias.weights[i], "bias_square": self._bias.squares[i : i + 1]}
-        return {**self._table.views(self._encoder.rows_of(i)), **bias}
+    def views(self, i: int) -> Views:
+        """As `machxc.repetition.linear.LinearLearner` has them."""
+        bias = {"bias": self.bias.weights[i], "bias_square": self.bias.squares[i : i + 1]}
+        return {**self.table.views(self.encoder.rows_of(i)), **bias}
 
 
 class NetworkGroup(Group):
@@ -203,31 +207,32 @@ class NetworkGroup(Group):
         self, config: Config, partition: Partition, numbers: Sequence[int], device: str, trunk: Trunk, width: int
     ) -> None:
         super().__init__(config, partition, numbers, device)
-        self._trunk = trunk
-        self._output = Output(len(numbers), config.buckets, width, device, matrix_dtype(device))
+        self.trunk = trunk
+        self.output = Output(len(numbers), config.buckets, width, device, matrix_dtype(device))
 
     def set(self, i: int, learner: Learner) -> None:
         """Take the i-th repetition over from a learner of the kernels."""
         super().set(i, learner)
-        self._output.refresh(i)
+        self.output.refresh(i)
 
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        hidden, known = self._trunk.forward(batch, part, epoch)
-        hidden = hidden.to(self._output.dtype)
-        return self._output.logits(part, hidden), (hidden, known)
+        hidden, known = self.trunk.forward(batch, part, epoch)
+        hidden = hidden.to(self.output.dtype)
+        return self.output.logits(part, hidden), (hidden, known)
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         hidden, of_trunk = known
-        gradients = self._output.gradients(part, hidden, gradient)
+        gradients = self.output.gradients(part, hidden, gradient)
 
         def step() -> None:
-            self._output.step(part, gradients, rate)
-            self._trunk.step(of_trunk, part, gradients.hidden, rate)
+            self.output.step(part, gradients, rate)
+            self.trunk.step(of_trunk, part, gradients.hidden, rate)
 
         return step
 
-    def _views(self, i: int) -> Views:
-        return {**self._trunk.views(i), **self._output.views(i)}
+    def views(self, i: int) -> Views:
+        """Those of the trunk, and of the output layer."""
+        return {**self.trunk.views(i), **self.output.views(i)}
 
 
 def group_of(

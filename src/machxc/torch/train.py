@@ -29,7 +29,6 @@ from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
 from machxc.torch.batches import SHARED, batch_of, batches
 from machxc.torch.device import on
-from machxc.torch.encode import GroupTargets
 from machxc.torch.learner import group_of
 from machxc.torch.loss import held_out_losses
 
@@ -145,7 +144,6 @@ class _Training:
         self.states = [self._begin(i, encoder, found[self.numbers[i]]) for i, encoder in enumerate(encoders)]
         self.epoch, self.start = self.states[0].epoch, self.states[0].start
         self.losses = torch.tensor([state.loss for state in self.states], dtype=torch.float64, device=self.device)
-        self.targets = GroupTargets(self.config, work.partition, self.numbers, self.device)
         if any(state is not None for state in found.values()):
             log.info(
                 "repetitions %s go on in epoch %d, after %d samples of it", self.numbers, self.epoch + 1, self.start
@@ -244,7 +242,7 @@ class _Training:
         for start in range(0, len(self.held_out), step):
             chunk = self.held_out[start : start + step]
             batch = batch_of(gather(self.work.samples, chunk.astype(np.uint32)), self.device)
-            wanted = self.targets(batch, slice(0, len(self.numbers)))
+            wanted = self.group.targets(batch, slice(0, len(self.numbers)))
             total += held_out_losses(self.group.logits(batch), wanted, softmax=self.config.loss == "softmax")
         means: list[float] = (total / len(self.held_out)).tolist()
         return means
