@@ -178,8 +178,9 @@ def config_of(shape: Shape) -> Config:
     return Config(
         n_labels=shape.labels, n_features=2**32, learner="gradient", repetitions=shape.repetitions,
         buckets=shape.buckets, hidden=shape.hidden, negatives=0, loss="softmax", epochs=1, learning_rate=0.1,
-        dropout=0.0, smoothing=1.0, left_out=0, prune=0.5, feature_bits=bits, min_count=1, sublinear_tf=False,
-        idf=False, l2=True, estimator="log-probability", validation_fraction=0.0, patience=1, seed=0,
+        dropout=0.0, smoothing=1.0, left_out=0, associations=0, prune=0.5, feature_bits=bits, min_count=1,
+        sublinear_tf=False, idf=False, l2=True, estimator="log-probability", validation_fraction=0.0, patience=1,
+        seed=0,
     )  # fmt: skip
 
 
