@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCES := src tests benchmarks scripts examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo test test-browser test-slow test-gpu lint format benchmark-accuracy compare docs-cli docs-figures clean
+.PHONY: help demo serve-demo test test-torch test-browser test-slow test-gpu lint format benchmark-accuracy compare docs-cli docs-figures clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-20s %s\n", $$1, $$2 }'
@@ -19,8 +19,11 @@ serve-demo: $(VENV)/.has-demo $(VENV)/.has-serve  ## the demo in a browser: trai
 	@$(BIN)/machxc serve demo/geonames-model --example Мюнхен --example Konstantinopolis --example Reykyavik \
 		--example 東京 --example "frankfurt am mein" --example Тбилисси
 
-test: $(VENV)/.has-test  ## the tests, but slow ones and those that need an accelerator
+test: $(VENV)/.has-test  ## the tests, but slow ones and those that need an accelerator (or PyTorch, where it is not installed)
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+test-torch: $(VENV)/.has-test $(VENV)/.has-torch  ## the tests of the PyTorch backend, on the processor
+	$(BIN)/pytest -n 2 -m "not slow and not gpu" tests/test_torch_*.py
 
 test-slow: $(VENV)/.has-test  ## the tests that take minutes
 	$(BIN)/pytest -m "slow and not gpu" || [ $$? -eq 5 ]  # 5: there is none
@@ -57,6 +60,12 @@ docs-figures: $(VENV)/.has-test $(VENV)/.has-plots  ## measure and draw the figu
 clean:  ## remove what was made, but .venv
 	rm -rf demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One version for the tests, of which an index may have a build for processors alone: on a GPU, install machxc[torch].
+$(VENV)/.has-torch: | $(VENV)/.has-test
+	@echo "installing PyTorch into $(VENV) (once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 "triton; sys_platform == 'linux'"
+	@touch $@
 
 # One stamp an extra: pip runs again when pyproject.toml changes, and else never.
 $(VENV)/.has-%: pyproject.toml | $(VENV)/.made

@@ -29,6 +29,7 @@ from machxc.metrics import check_count, hits
 from machxc.model import Model
 from machxc.reordering import samples_of
 from machxc.samples import Array, Features, Float32, Int64
+from machxc.torch.device import check_device
 from machxc.training import train
 
 Float64 = npt.NDArray[np.float64]
@@ -69,6 +70,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The seed. The same one gives the same model, whatever ``n_jobs``; None draws another at every fit.
     n_jobs : int, default=None
         Cores to train and answer with; None is 1, -1 all of them. It changes no result.
+    device : str, default="cpu"
+        What trains: "cpu", the kernels, or a GPU by PyTorch: "cuda" (all of them), "cuda:1", "auto" (those that are
+        there, if any). See docs/gpu.md.
     memory_budget : int, default=None
         The bytes that training may take; what cannot fit is refused before it begins.
     verbose : bool, default=False
@@ -117,6 +121,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         threshold: float = 0.5,
         random_state: Any = 0,
         n_jobs: int | None = None,
+        device: str = "cpu",
         memory_budget: int | None = None,
         verbose: bool = False,
     ) -> None:
@@ -148,6 +153,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.threshold = threshold
         self.random_state = random_state
         self.n_jobs = n_jobs
+        self.device = device
         self.memory_budget = memory_budget
         self.verbose = verbose
 
@@ -158,6 +164,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights are not what the class description allows, MemoryBudgetError when training cannot fit the budget.
         """
         settings, text, jobs = self._settings(), self._text_config(), self._jobs()
+        check_device(self.device)
         _warn_of_column(y)
         features, text = self._features(X, text, None)
         labels, names, form = parsed_labels(y)
@@ -168,8 +175,16 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 bar.total = total
                 bar.update(done - bar.n)
 
-            budget = _plain(self.memory_budget)
-            model = train(samples, names, settings, text=text, jobs=jobs, memory_budget=budget, progress=progress)
+            model = train(
+                samples,
+                names,
+                settings,
+                text=text,
+                jobs=jobs,
+                memory_budget=_plain(self.memory_budget),
+                device=self.device,
+                progress=progress,
+            )
         self.model_: Model = model
         self._form: Form = form
         return self

@@ -50,7 +50,8 @@ from machxc.runs.growing import different, grown, take_over, to_grow
 from machxc.runs.locks import held, is_last, turn
 from machxc.runs.prepare import OnRead, open_or_convert, prepare
 from machxc.runs.watch import OnStatus, signs_of_life, watched
-from machxc.runs.work import RunTask, train_in
+from machxc.runs.work import RunTask, train_group_in, train_in
+from machxc.torch.groups import dealt, group_tasks
 from machxc.training import Progress, run_counted
 
 __all__ = ["Execution", "plan_run", "run_folder", "train_run", "train_shard"]
@@ -247,24 +248,34 @@ class _Run:
             return
         with watched(folder, self.tell.on_status):
             if self.execution.executor == "ray":
-                self._train_on_cluster(folder, missing)
+                self._train_on_cluster(folder, config, missing)
             else:
                 self._train_here(folder, dataset, config, missing)
 
     def _train_here(self, folder: RunFolder, dataset: Dataset, config: Config, missing: list[int]) -> None:
         interval = self.execution.checkpoint_interval
 
+        groups = group_tasks(config, missing, self.execution.device)
+
         def work(r: int, on_samples: OnSamples) -> None:
             train_in(folder, dataset.samples, config, r, interval=interval, on_samples=on_samples)
 
-        jobs = 1 if self.execution.executor == "serial" else min(self.jobs, len(missing))
-        each = config.epochs * n_trained(config, len(dataset))
-        run_counted(work, missing, each, executor_for(jobs), self.tell.progress)
+        def work_on(r: int, on_samples: OnSamples) -> None:
+            train_group_in(folder, dataset.samples, config, groups[r], interval=interval, on_samples=on_samples)
 
-    def _train_on_cluster(self, folder: RunFolder, missing: list[int]) -> None:
-        from machxc.executors.ray import RayExecutor
+        at_a_time = len(groups) or min(self.jobs, len(missing))
+        jobs = 1 if self.execution.executor == "serial" else at_a_time
+        total = len(missing) * config.epochs * n_trained(config, len(dataset))
+        run_counted(work_on if groups else work, list(groups or missing), total, executor_for(jobs), self.tell.progress)
+
+    def _train_on_cluster(self, folder: RunFolder, config: Config, missing: list[int]) -> None:
+        from machxc.executors.ray import RayExecutor, slots_of
 
         execution = self.execution
+        by_kernels = execution.device == "cpu" or (execution.device == "auto" and not execution.gpus)
+        groups: tuple[tuple[int, ...], ...] = ()
+        if config.learner != "counts" and not by_kernels:
+            groups = dealt(missing, slots_of(execution.address or "auto", execution.gpus))
         executor: Executor = RayExecutor(
             execution.address or "auto",
             gpus=execution.gpus,
@@ -272,7 +283,8 @@ class _Run:
             attempts=execution.attempts,
             signs=signs_of_life(folder),
         )
-        executor.run(RunTask(folder.name, execution.checkpoint_interval), missing, lambda: None)
+        task = RunTask(folder.name, execution.checkpoint_interval, execution.device, groups)
+        executor.run(task, [group[0] for group in groups] or missing, lambda: None)
 
     def _publish_if_complete(self, folder: RunFolder, dataset: Dataset, config: Config) -> bool:
         if not all(folder.is_done(r, config) for r in range(config.repetitions)):

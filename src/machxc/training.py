@@ -20,6 +20,7 @@ from machxc.plan import make_plan, within_machine
 from machxc.repetition.chunks import OnSamples
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.samples import Array, Samples
+from machxc.torch.groups import group_tasks
 
 Progress = Callable[[int, int], None]
 """Called with the samples trained on so far, over all repetitions and epochs, and how many there are to be (those that
@@ -40,12 +41,14 @@ def train(
     text: TextConfig | None = None,
     jobs: int = 1,
     memory_budget: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Model:
     """Train a model in memory.
 
     ``samples`` with labels in [0, K), ``names`` of the K labels, ``text``: how texts became features (None: they are
-    numeric), ``jobs``: repetitions at a time (changes no byte of the result), ``memory_budget`` in bytes.
+    numeric), ``jobs``: repetitions at a time (changes no byte of the result), ``memory_budget`` in bytes, ``device``:
+    what computes ("cpu": the kernels; see `machxc.torch.device`).
     DataError when there is nothing to learn from, SettingError when settings make no sense or do not fit the budget.
     """
     _check(samples, names)
@@ -55,7 +58,8 @@ def train(
     if memory_budget is None:
         plan = within_machine(plan, physical_memory())
     repetitions: dict[int, dict[str, Array]] = {}
-    run_repetitions(samples, plan.config, range(plan.config.repetitions), repetitions.__setitem__, plan.jobs, progress)
+    numbers, store = range(plan.config.repetitions), repetitions.__setitem__
+    run_repetitions(samples, plan.config, numbers, store, plan.jobs, progress, device)
     counts = LabelCounts.of(samples.labels)
     data = ModelData(plan.config, names, counts, len(samples), dict(sorted(repetitions.items())))
     return Model(data)
@@ -68,27 +72,40 @@ def run_repetitions(
     store: Store,
     jobs: int,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> None:
     """Train the repetitions ``numbers`` and hand each one's tensors to ``store``."""
     numbers = list(numbers)
     partition = partition_of(config)
+    groups = group_tasks(config, numbers, device)
+    each = config.epochs * n_trained(config, len(samples))
+    if groups:
+        from machxc.torch.train import train_group
+
+        def work_on(r: int, on_samples: OnSamples) -> None:
+            group = groups[r]
+            train_group(
+                samples, config, partition, group.numbers, group.device, store, lambda numbers, n: on_samples(n)
+            )
+
+        run_counted(work_on, list(groups), len(numbers) * each, executor_for(len(groups)), progress)
+        return
 
     def work(r: int, on_samples: OnSamples) -> None:
         store(r, train_repetition(samples, config, partition, r, on_samples))
 
-    each = config.epochs * n_trained(config, len(samples))
-    run_counted(work, numbers, each, executor_for(min(jobs, len(numbers))), progress)
+    run_counted(work, numbers, len(numbers) * each, executor_for(min(jobs, len(numbers))), progress)
 
 
 def run_counted(
     work: Callable[[int, OnSamples], None],
     numbers: list[int],
-    each: int,
+    total: int,
     executor: Executor,
     progress: Progress | None = None,
 ) -> None:
-    """Call ``work(r, on_samples)`` for each repetition by an executor of this process; each counts ``each`` samples."""
-    counter = _Counter(progress, len(numbers) * each)
+    """Call ``work(r, on_samples)`` for each repetition by an executor of this process; all count ``total`` samples."""
+    counter = _Counter(progress, total)
     try:
         executor.run(lambda r: work(r, counter.add), numbers, counter.cancel)
     except CancelledError:  # a sibling ended before the repetition in which progress raised

@@ -228,7 +228,7 @@ def test_the_held_out_loss_is_that_of_numpy() -> None:
 
 def test_repetitions_hold_out_other_samples() -> None:
     config = config_for("linear-bce", validation_fraction=0.25)
-    slices = [loop._split(SAMPLES, config, r) for r in range(3)]
+    slices = [loop.split(SAMPLES, config, r) for r in range(3)]
     for trained_on, held_out in slices:
         assert len(held_out) == 50
         assert sorted([*trained_on, *held_out]) == list(range(200))

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "serial", "ray")  # as in runs/asked.py, without its imports
 PROGRESS = ("auto", "bar", "table", "json")
+DEVICE = "what computes: cpu (default), auto (GPUs if there are any), cuda (all of them) or cuda:1 (that one)"
 _BAR = 20  # characters
 
 
 def add_places(parser: ArgumentParser) -> None:
     """``--executor``, ``--shard`` and what goes with them."""
     group = parser.add_argument_group(
-        "where repetitions are trained", "None of this changes a byte of the model. docs/scaling.md has recipes."
+        "where repetitions are trained",
+        "But for the device, none of this changes a byte of the model. docs/scaling.md has recipes.",
     )
     group.add_argument(
         "--executor",
@@ -33,6 +35,7 @@ def add_places(parser: ArgumentParser) -> None:
         default="local",
         help="local: --jobs at a time on this machine (default); serial: one after the other; ray: on a cluster",
     )
+    group.add_argument("--device", metavar="DEVICE", default="cpu", help=DEVICE)
     group.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: that of this machine)")
     gpus = "share of a GPU to ask the Ray cluster for, beside a core (default: 0)"
     group.add_argument("--gpus-per-repetition", type=float, metavar="G", default=0.0, help=gpus)
@@ -61,6 +64,7 @@ def execution(arguments: Namespace) -> Execution:
         gpus=arguments.gpus_per_repetition,
         shard=arguments.shard,
         run_folder=arguments.run_folder,
+        device=arguments.device,
         **{name: value for name, value in others.items() if value is not None},
     )
 

@@ -255,6 +255,12 @@ def check_cluster(address: str, gpus: float) -> None:
         check_room(ray, gpus)
 
 
+def slots_of(address: str, gpus: float) -> int:
+    """How many tasks that ask for so much of a GPU the cluster has room for, busy or not: at least 1."""
+    with connected(address) as ray:
+        return max(1, sum(_slots(node, gpus) for node in ray.nodes() if node["Alive"]))
+
+
 def _slots(node: dict[str, Any], gpus: float) -> int:
     """How many repetitions a node has room for."""
     cores, devices = int(node["Resources"].get("CPU", 0)), node["Resources"].get("GPU", 0)

@@ -24,7 +24,7 @@ from machxc.config import Config
 from machxc.repetition.encode import Encoder, encoder_of
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.network import NetworkLearner
-from machxc.samples import Array, UInt32
+from machxc.samples import Array, Float32, UInt32
 
 log = logging.getLogger("machxc.repetition")
 
@@ -58,13 +58,18 @@ class Checkpoints:
     """Keeps the state of one repetition now and then.
 
     ``load``: the tensors kept last, None when there are none; ``save``: keep these instead, wholly or not at all;
-    ``interval``: seconds between two, at least (0: after every chunk of samples).
+    ``interval``: seconds between two, at least (0: after every chunk of samples); ``of``: who trains, where it is not
+    the kernels, which have their samples in another order.
     """
 
     def __init__(
-        self, load: Callable[[], Tensors | None], save: Callable[[Tensors], None], interval: float = INTERVAL
+        self,
+        load: Callable[[], Tensors | None],
+        save: Callable[[Tensors], None],
+        interval: float = INTERVAL,
+        of: str = "",
     ) -> None:
-        self._load, self._save, self._interval = load, save, interval
+        self._load, self._save, self._interval, self._of = load, save, interval, of
         self._next = time.monotonic() + interval
         self.found = False  # whether training went on from one
 
@@ -74,7 +79,8 @@ class Checkpoints:
         if tensors is None:
             return None
         try:
-            state = _unpacked(tensors, config, r, n_samples)
+            digest = _digest(config, r, n_samples, self._of)
+            state = _unpacked(tensors, config, r, digest, whole=bool(self._of))
         except (KeyError, ValueError) as error:
             log.warning("repetition %d begins anew: its checkpoint cannot be used (%s)", r, error)
             return None
@@ -83,20 +89,28 @@ class Checkpoints:
 
     def offer(self, state: State, config: Config, r: int, n_samples: int) -> None:
         """Keep this state if it is time."""
+        if self.due:
+            self.keep(state, config, r, n_samples)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self._next
+
+    def keep(self, state: State, config: Config, r: int, n_samples: int) -> None:
+        """Keep this state."""
         begin = time.monotonic()
-        if begin < self._next:
-            return
-        self._save(_packed(state, config, r, n_samples))
+        self._save(_packed(state, _digest(config, r, n_samples, self._of)))
         now = time.monotonic()
         self._next = now + (max(self._interval, _SHARE * (now - begin)) if self._interval else 0.0)
 
 
-def _packed(state: State, config: Config, r: int, n_samples: int) -> dict[str, Array]:
+def _packed(state: State, digest: bytes) -> dict[str, Array]:
     best_loss = np.array([state.loss, state.best_loss], np.float64).view(np.uint64)
     tensors: dict[str, Array] = {
         "position": np.array([state.epoch, state.start, state.since_best], np.int64),
         "losses": best_loss,
-        "of": np.frombuffer(_digest(config, r, n_samples), np.uint8),
+        "of": np.frombuffer(digest, np.uint8),
         "slots": state.encoder.slots,
         "row_weights": state.encoder.row_weights,
         **{f"learner.{name}": array for name, array in _arrays(state.learner).items()},
@@ -105,28 +119,30 @@ def _packed(state: State, config: Config, r: int, n_samples: int) -> dict[str, A
     return {**tensors, "checksum": _checksum(tensors)}
 
 
-def _unpacked(tensors: Tensors, config: Config, r: int, n_samples: int) -> State:
+def _unpacked(tensors: Tensors, config: Config, r: int, digest: bytes, *, whole: bool) -> State:
     """The state in ``tensors``; KeyError or ValueError when they are not one of this repetition."""
     kept = {name: array for name, array in tensors.items() if name != "checksum"}
-    if bytes(kept["of"]) != _digest(config, r, n_samples):
+    if bytes(kept["of"]) != digest:
         raise ValueError("it belongs to another repetition, or is of another version")
     if not np.array_equal(tensors["checksum"], _checksum(kept)):
         raise ValueError("it is damaged")
     encoder = encoder_of(config, r, {name: np.array(kept[name]) for name in ("slots", "row_weights")})
-    learner = _restored(kept, config, r, len(encoder.row_weights))
+    learner = _restored(kept, config, r, len(encoder.row_weights), whole=whole)
     best = {name.removeprefix("best."): np.array(array) for name, array in kept.items() if name.startswith("best.")}
     epoch, start, since_best = map(int, kept["position"])
     loss, best_loss = map(float, kept["losses"].view(np.float64))
     return State(encoder, learner, epoch, start, loss, best_loss, since_best, best or None)
 
 
-def learner_of(config: Config) -> type[LinearLearner] | type[NetworkLearner]:
-    """The kind of learner that a config asks for."""
-    return NetworkLearner if config.hidden else LinearLearner
+def learner_of(config: Config, r: int, n_rows: int, bias: Float32, *, whole: bool = False) -> Learner:
+    """The learner that a config asks for, at its start. ``whole``: its weights have 32 bits, for a device to train."""
+    if config.hidden:
+        return NetworkLearner.start(config, r, n_rows, bias)
+    return LinearLearner.start(config, r, n_rows, bias, whole=whole)
 
 
-def _restored(kept: Tensors, config: Config, r: int, n_rows: int) -> Learner:
-    learner = learner_of(config).start(config, r, n_rows, np.zeros(config.buckets, np.float32))
+def _restored(kept: Tensors, config: Config, r: int, n_rows: int, *, whole: bool) -> Learner:
+    learner = learner_of(config, r, n_rows, np.zeros(config.buckets, np.float32), whole=whole)
     for name, array in _arrays(learner).items():
         given = kept[f"learner.{name}"]
         if (given.shape, given.dtype) != (array.shape, array.dtype):
@@ -141,10 +157,10 @@ def _arrays(learner: Learner) -> dict[str, Array]:
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
-def _digest(config: Config, r: int, n_samples: int) -> bytes:
+def _digest(config: Config, r: int, n_samples: int, of: str) -> bytes:
     from machxc import __version__
 
-    return hashlib.sha256(json.dumps([_VERSION, __version__, config.to_dict(), r, n_samples]).encode()).digest()
+    return hashlib.sha256(json.dumps([_VERSION, __version__, config.to_dict(), r, n_samples, of]).encode()).digest()
 
 
 def _checksum(tensors: Tensors) -> UInt32:

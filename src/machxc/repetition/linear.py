@@ -22,7 +22,7 @@ from machxc.repetition.arithmetic import (
     sigmoid_gradient,
     softmax_gradient,
 )
-from machxc.repetition.bfloat import add_bfloats, bfloat, fetch_row, fill_noise, step_bfloats, turn_of
+from machxc.repetition.bfloat import add_bfloats, bfloat, fetch_row, fill_noise, step_bfloats, to_bfloat, turn_of
 from machxc.repetition.encode import Rows
 from machxc.repetition.random import draw
 from machxc.repetition.stored import Entries, add_narrow, add_wide, pack
@@ -34,25 +34,26 @@ from machxc.samples import Array, Float32, Int64, frozen
 class LinearLearner:
     """A linear repetition in training: the row-wise Adagrad sums of squared gradients, and the weights in 16 bits.
 
-    ``table`` uint16 [rows, B]: the bits of bfloat16 numbers (see bfloat.py).
+    ``table`` uint16 [rows, B]: the bits of bfloat16 numbers (see bfloat.py); float32 where a device trains it, of which
+    this is the copy on this machine.
     """
 
     softmax: bool
     prune: np.float32
     state: np.uint64
-    table: UInt16
+    table: Array
     bias: Float32
     squares: Float32
     bias_square: Float32
 
     @classmethod
-    def start(cls, config: Config, r: int, n_rows: int, bias: Float32) -> LinearLearner:
-        """All weights 0, the bias at the buckets' own frequencies (float32 [B])."""
+    def start(cls, config: Config, r: int, n_rows: int, bias: Float32, *, whole: bool = False) -> LinearLearner:
+        """All weights 0, of 16 bits or (``whole``) 32, the bias at the buckets' own frequencies (float32 [B])."""
         return cls(
             config.loss == "softmax",
             np.float32(config.prune),
             random.stream(config.seed, random.ROUNDING, r),
-            np.zeros((n_rows, config.buckets), np.uint16),
+            np.zeros((n_rows, config.buckets), np.float32 if whole else np.uint16),
             bias,
             np.zeros(n_rows, np.float32),
             np.zeros(1, np.float32),
@@ -94,10 +95,11 @@ class LinearLearner:
         Most weights of a linear model stay near 0 and change no ranking: four in a hundred are left at ``prune`` 0.3
         with tens of thousands of labels (docs/algorithm.md has the measurements).
         """
-        starts = np.zeros(len(self.table) + 1, np.int64)
-        _count_kept(self.table, self.prune, starts)
+        table = self.table if self.table.dtype == np.uint16 else to_bfloat(self.table)
+        starts = np.zeros(len(table) + 1, np.int64)
+        _count_kept(table, self.prune, starts)
         buckets, weights = (np.empty(int(starts[-1]), np.uint16) for _ in range(2))
-        _gather_kept(self.table, self.prune, starts, buckets, weights)
+        _gather_kept(table, self.prune, starts, buckets, weights)
         return {**pack(starts, buckets, weights), "bias": self.bias.copy()}
 
 

@@ -44,7 +44,7 @@ def train_repetition(
     if config.learner == "counts":
         return count_repetition(samples, config, partition, r, on_samples)
     tell = on_samples or _nobody
-    order, held_out = _split(samples, config, r)
+    order, held_out = split(samples, config, r)
     state = None if checkpoints is None else checkpoints.load(config, r, len(samples))
     if state is not None:
         log.info("repetition %d goes on in epoch %d, after %d samples of it", r, state.epoch + 1, state.start)
@@ -72,8 +72,8 @@ def _nobody(n: int) -> None:
 
 def _start(samples: Samples, config: Config, partition: Partition, r: int) -> State:
     encoder = fit_encoder(samples.features, config, r)
-    bias = _start_bias(samples, config, partition, r)
-    return State(encoder, learner_of(config).start(config, r, len(encoder.row_weights), bias))
+    bias = start_bias(samples, config, partition, r)
+    return State(encoder, learner_of(config, r, len(encoder.row_weights), bias))
 
 
 def _epoch(
@@ -130,7 +130,7 @@ def n_trained(config: Config, n_samples: int) -> int:
     return n_samples - int(config.validation_fraction * n_samples)
 
 
-def _split(samples: Samples, config: Config, r: int) -> tuple[Int64, Int64]:
+def split(samples: Samples, config: Config, r: int) -> tuple[Int64, Int64]:
     """The samples to train on and those held out for early stopping (another slice in every repetition)."""
     order = np.arange(len(samples), dtype=np.int64)
     n_held_out = len(samples) - n_trained(config, len(samples))
@@ -140,7 +140,7 @@ def _split(samples: Samples, config: Config, r: int) -> tuple[Int64, Int64]:
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
-def _start_bias(samples: Samples, config: Config, partition: Partition, r: int) -> Float32:
+def start_bias(samples: Samples, config: Config, partition: Partition, r: int) -> Float32:
     """What the loss would choose if no feature told anything: the logarithm, or the logit, of each bucket's share."""
     counts = bucket_counts(samples, partition, r) + 1.0 / config.buckets
     total = len(samples) if samples.weights is None else float(samples.weights.sum())
@@ -165,11 +165,11 @@ def held_out_loss(
     for start in range(0, len(order), step):
         chunk = order[start : start + step]
         logits = learner.logits(encoder(samples.features, chunk)).astype(np.float64)
-        total += _loss(logits, bucket_targets(samples, chunk, partition, r), config.loss)
+        total += loss_of(logits, bucket_targets(samples, chunk, partition, r), config.loss)
     return total / max(1, len(order))
 
 
-def _loss(logits: Array, targets: Targets, loss: str) -> float:
+def loss_of(logits: Array, targets: Targets, loss: str) -> float:
     """Summed cross-entropy of logits float64 [n, B], in nats."""
     sizes = np.diff(targets.indptr)
     row = np.repeat(np.arange(len(sizes)), sizes)

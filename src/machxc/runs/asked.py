@@ -15,6 +15,7 @@ from machxc.errors import DataError, SettingError
 from machxc.files import find_folder, sha256_file
 from machxc.repetition.checkpoint import INTERVAL
 from machxc.runs.folder import RUN, RunFolder
+from machxc.torch.device import check_device
 
 EXECUTORS = ("local", "serial", "ray")
 _VERSION = 1
@@ -39,13 +40,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Execution:
-    """Where the repetitions of a run are trained, and how it is watched over. Nothing here changes a byte of them.
+    """Where the repetitions of a run are trained, and how it is watched over. But for the device, nothing here changes
+    a byte of them.
 
     ``executor``: local (side by side on the cores of this machine), serial, or ray, on the cluster at ``address``
     ("auto": that of this machine) with ``gpus`` for each repetition. ``shard`` (i, n): only repetitions r with
     r mod n = i. ``checkpoint_interval``: seconds. ``deadline``: seconds without a sign of life after which a
     repetition on the cluster is begun elsewhere, too; ``attempts``: how often one is begun there at most.
     ``run_folder``: where the run keeps what it has done (None: beside the model), a path or an address for fsspec.
+    ``device``: what computes ("cpu": the kernels; see `machxc.torch.device`); a run may go on with another one.
     SettingError when these make no sense.
     """
 
@@ -57,12 +60,19 @@ class Execution:
     deadline: float = 60.0
     attempts: int = 10
     run_folder: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise SettingError(f"'executor' must be one of {EXECUTORS}. Got {self.executor!r} instead.")
         if (self.executor == "ray") != (self.address is not None):
             raise SettingError("'address' goes with the executor ray: that of the cluster, or auto for this machine's")
+        check_device(self.device)
+        if self.executor == "ray" and self.device.startswith("cuda") and not self.gpus:
+            raise SettingError(
+                f"device={self.device!r} on a cluster needs 'gpus': the share of a GPU that each group of repetitions "
+                "asks for, as 1 or 0.25"
+            )
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             i, n = self.shard
             raise SettingError(f"'shard' must be i/n with 0 <= i < n, as 0/4 to 3/4. Got {i}/{n} instead.")

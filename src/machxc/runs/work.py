@@ -14,7 +14,7 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from machxc.repetition.checkpoint import INTERVAL, Checkpoints
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.runs.folder import RunFolder, checkpoint_file, is_address, open_folder, read_plan
 from machxc.samples import Array, Samples
+from machxc.torch.device import devices_of
+from machxc.torch.groups import GroupTask
 
 BEAT, FAR_BEAT = 1.0, 5.0  # seconds between two signs of life on a disk, and in an object store
 OnSamples = Callable[[int], None]
@@ -36,15 +38,25 @@ OnSamples = Callable[[int], None]
 
 @dataclass(frozen=True)
 class RunTask:
-    """Train repetitions of the run in ``folder`` (a path or an address), knowing only that: the task of a cluster."""
+    """Train repetitions of the run in ``folder`` (a path or an address), knowing only that: the task of a cluster.
+
+    ``groups``: repetitions that train in step on ``device``, or on the first that it stands for where the task runs.
+    """
 
     folder: str
     interval: float = INTERVAL
+    device: str = "cpu"
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, r: int) -> None:
-        """Train repetition r, unless it is finished."""
+        """Train repetition r, or the group of which it is the first, unless they are finished."""
         folder, config, samples = _opened(self.folder)
-        train_in(folder, samples, config, r, interval=self.interval)
+        group = next((numbers for numbers in self.groups if numbers[0] == r), None)
+        if group is None:
+            train_in(folder, samples, config, r, interval=self.interval)
+            return
+        task = GroupTask(devices_of(self.device)[0], group)
+        train_group_in(folder, samples, config, task, interval=self.interval)
 
 
 def train_in(
@@ -73,6 +85,39 @@ def train_in(
         tensors = train_repetition(samples, config, partition_of(config), r, counted, kept)
         folder.write_tensors(repetition_file(r), tensors)
     folder.remove(checkpoint_file(r))
+
+
+def train_group_in(
+    folder: RunFolder,
+    samples: Samples,
+    config: Config,
+    group: GroupTask,
+    *,
+    interval: float = INTERVAL,
+    on_samples: OnSamples | None = None,
+) -> None:
+    """Train those repetitions of a group that are not finished, in step on its device, into the run's folder."""
+    from machxc.torch.train import train_group
+
+    missing = [r for r in group.numbers if not folder.is_done(r, config)]
+    if not missing:
+        return
+    each = config.epochs * n_trained(config, len(samples))
+    with contextlib.ExitStack() as stack:
+        attempts = {r: stack.enter_context(Attempt(folder, r, each)) for r in missing}
+        kept = {r: _checkpoints(folder, r, interval, of="torch") for r in missing}
+
+        def counted(numbers: Sequence[int], n: int) -> None:
+            for r in numbers:
+                attempts[r].add(n // len(numbers), went_on=kept[r].found)
+            if on_samples is not None:
+                on_samples(n)
+
+        def store(r: int, tensors: Mapping[str, Array]) -> None:
+            folder.write_tensors(repetition_file(r), tensors)
+            folder.remove(checkpoint_file(r))
+
+        train_group(samples, config, partition_of(config), missing, group.device, store, counted, kept)
 
 
 def train_alone(store: Path | str, config: Mapping[str, Any], r: int, folder: Path | str) -> None:
@@ -141,7 +186,7 @@ def attempt_file(r: int, token: str) -> str:
     return f"attempt-{r:05d}-{token}.json"
 
 
-def _checkpoints(folder: RunFolder, r: int, interval: float) -> Checkpoints:
+def _checkpoints(folder: RunFolder, r: int, interval: float, of: str = "") -> Checkpoints:
     name = checkpoint_file(r)
 
     def load() -> Tensors | None:
@@ -153,7 +198,7 @@ def _checkpoints(folder: RunFolder, r: int, interval: float) -> Checkpoints:
     def save(tensors: Mapping[str, Array]) -> None:
         folder.write_tensors(name, tensors)
 
-    return Checkpoints(load, save, interval)
+    return Checkpoints(load, save, interval, of)
 
 
 @functools.lru_cache(maxsize=1)

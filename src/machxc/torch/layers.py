@@ -1,0 +1,175 @@
+"""What a group of repetitions learns: one table of input rows, and an output layer each. Row-wise Adagrad in batches.
+
+A row's gradient is summed over the batch, and then is what the kernels have for one sample:
+
+    s   += |gradient|^2
+    row -= rate * gradient / sqrt(s)
+
+so that a batch of one sample is a step of the kernels. Only rows that the batch has are read and written. Weights are
+float32; where the device has bfloat16 units, outputs are multiplied in that, from a copy that each step refreshes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import embedding_bag
+
+from machxc.torch.encode import Rows
+from machxc.torch.fused import kernels_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BIAS_RATE = 0.1  # of the learning rate, as in arithmetic.py
+_CHUNK = 1 << 24  # numbers of gradients that are held beside the weights at a time: 64 MB
+
+
+class Table:
+    """The input rows of a group, those of one repetition after the other: weights float32 [rows, W], sums [rows]."""
+
+    def __init__(self, n_rows: int, width: int, device: str) -> None:
+        self.width = width
+        self.weights = torch.zeros((n_rows, width), device=device)
+        self.squares = torch.zeros(n_rows, device=device)
+
+    def views(self, rows: slice) -> dict[str, Tensor]:
+        """The part of one repetition."""
+        return {"table": self.weights[rows], "squares": self.squares[rows]}
+
+    def sums(self, rows: Rows) -> Tensor:
+        """The weighted rows of each bag, added up: float32 [G n, W]."""
+        if not len(rows.rows):
+            return torch.zeros((len(rows.offsets), self.weights.shape[1]), device=self.weights.device)
+        return embedding_bag(rows.rows, self.weights, rows.offsets, mode="sum", per_sample_weights=rows.weights)
+
+    def step(self, rows: Rows, gradient: Tensor, rate: float) -> None:
+        """A step by the gradient of each bag's sum [G n, W].
+
+        The batch turned round: for each row that it has, the bags that have the row. Their gradients are gathered and
+        added up in the order of the bags: no two threads add to the same number, and the sum is the same every time.
+        """
+        if not len(rows.rows):
+            return
+        by_row, order = torch.sort(rows.rows, stable=True)
+        used, counts = torch.unique_consecutive(by_row, return_counts=True)
+        ends = torch.cumsum(counts, 0)
+        bags, weights = rows.bags[order], rows.weights[order]
+        kernels = kernels_for(gradient)
+        if kernels is not None and self.width <= kernels.WIDEST:
+            kernels.step_rows(self.weights, self.squares, used, ends, bags, weights, gradient, rate)
+            return
+        weights = weights.to(gradient.dtype)
+        for some, first, last in _parts(ends, gradient.shape[1]):
+            offsets = ends[some] - counts[some] - first
+            sums = embedding_bag(
+                bags[first:last], gradient, offsets, mode="sum", per_sample_weights=weights[first:last]
+            )
+            self._move(used[some], sums.float(), rate)
+
+    def _move(self, used: Tensor, gradient: Tensor, rate: float) -> None:
+        squares = self.squares[used] + gradient.square().sum(dim=1)
+        self.squares[used] = squares
+        self.weights.index_add_(0, used, gradient.mul_(-rate * _inverse_root(squares)[:, None]))
+
+
+def _parts(ends: Tensor, width: int) -> Iterator[tuple[slice, int, int]]:
+    """Rows in chunks whose gradients take little memory, and where their bags start and end."""
+    step = max(1, _CHUNK // width)
+    first = 0
+    for start in range(0, len(ends), step):
+        last = int(ends[min(start + step, len(ends)) - 1])
+        yield slice(start, start + step), first, last
+        first = last
+
+
+class Bias:
+    """The biases of a group: weights float32 [G, W], and one sum of squares a repetition: float32 [G]."""
+
+    def __init__(self, groups: int, width: int, device: str) -> None:
+        self.weights = torch.zeros((groups, width), device=device)
+        self.squares = torch.zeros(groups, device=device)
+
+    def step(self, part: slice, gradient: Tensor, rate: float) -> None:
+        """A step of the repetitions ``part`` by their gradients float32 [g, W]."""
+        self.squares[part] += gradient.square().sum(dim=1)
+        scale = -BIAS_RATE * rate * _inverse_root(self.squares[part])
+        self.weights[part] += gradient * scale[:, None]
+
+
+class Output:
+    """The output layers of a group: weights float32 [G, B, H], sums of squares float32 [G, B], biases.
+
+    ``dtype``: in which matrices are multiplied.
+    """
+
+    def __init__(self, groups: int, n_buckets: int, width: int, device: str, dtype: torch.dtype) -> None:
+        self.weights = torch.zeros((groups, n_buckets, width), device=device)
+        self.squares = torch.zeros((groups, n_buckets), device=device)
+        self.bias = Bias(groups, n_buckets, device)
+        self.dtype = dtype
+        self._copy = self.weights if dtype == torch.float32 else self.weights.to(dtype)
+
+    def views(self, i: int) -> dict[str, Tensor]:
+        """The part of the i-th repetition."""
+        bias = {"bias": self.bias.weights[i], "bias_square": self.bias.squares[i : i + 1]}
+        return {"output": self.weights[i], "output_squares": self.squares[i], **bias}
+
+    def refresh(self, i: int) -> None:
+        """Take over the i-th repetition's weights, which were set from outside."""
+        self._copy[i].copy_(self.weights[i])
+
+    def logits(self, part: slice, hidden: Tensor) -> Tensor:
+        """Bucket scores [g, n, B] of hidden units [g, n, H], both of ``dtype``."""
+        bias = self.bias.weights[part, None].to(self.dtype)
+        return torch.baddbmm(bias, hidden, self._copy[part].transpose(1, 2))
+
+    def gradients(self, part: slice, hidden: Tensor, gradient: Tensor) -> OutputGradients:
+        """From the gradient of the logits [g, n, B]: those of hidden units, weights and biases."""
+        return OutputGradients(
+            torch.bmm(gradient, self._copy[part]),
+            torch.bmm(gradient.transpose(1, 2), hidden),
+            gradient.sum(dim=1, dtype=torch.float32),
+        )
+
+    def step(self, part: slice, gradients: OutputGradients, rate: float) -> None:
+        """A step of the repetitions ``part``."""
+        weights, squares, copy = self.weights[part], self.squares[part], self._copy[part]
+        kernels, width = kernels_for(weights), weights.shape[2]
+        self.bias.step(part, gradients.bias, rate)
+        if kernels is not None and width <= kernels.WIDEST:
+            flat = (x.view(-1, width) for x in (weights, gradients.weights, copy))
+            of_rows, of_gradient, of_copy = flat
+            kernels.step_outputs(of_rows, squares.view(-1), of_gradient, of_copy, rate)
+            return
+        for r, some in _blocks(weights):
+            gradient = gradients.weights[r, some].float()
+            squares[r, some] += gradient.square().sum(dim=1)
+            weights[r, some] -= gradient * (rate * _inverse_root(squares[r, some]))[:, None]
+            if copy.dtype != weights.dtype:
+                copy[r, some] = weights[r, some].to(copy.dtype)
+
+
+@dataclass(frozen=True)
+class OutputGradients:
+    """Gradients of hidden units [g, n, H], of weights [g, B, H], and of biases float32 [g, B]."""
+
+    hidden: Tensor
+    weights: Tensor
+    bias: Tensor
+
+
+def _blocks(weights: Tensor) -> Iterator[tuple[int, slice]]:
+    groups, n_buckets, width = weights.shape
+    step = max(1, _CHUNK // width)
+    for r in range(groups):
+        for start in range(0, n_buckets, step):
+            yield r, slice(start, start + step)
+
+
+def _inverse_root(squares: Tensor) -> Tensor:
+    """1 / sqrt(s), and 0 where s is 0: what has no gradient takes no step."""
+    return torch.where(squares > 0, squares.rsqrt(), 0.0)

@@ -1,0 +1,260 @@
+"""A group of repetitions in training on one device: the twins of linear.py and network.py, G of them in step.
+
+What a repetition becomes does not depend on its siblings: all that they share is the batch. Its state goes to and from
+the learners of the kernels, which start it, store it, and keep its checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from machxc.config import Config
+from machxc.partition import Partition
+from machxc.repetition.checkpoint import Learner, learner_of
+from machxc.repetition.encode import Encoder
+from machxc.samples import Array
+from machxc.torch.batches import Batch
+from machxc.torch.encode import GroupEncoder, GroupTargets
+from machxc.torch.layers import Bias, Output, Table
+from machxc.torch.loss import gradient_
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("machxc.torch")
+
+Step = Callable[[], None]
+Views = dict[str, "Tensor"]
+"""Parts of a group's tensors, by the names that the learner of one repetition has for them; writing writes there."""
+
+
+class Trunk(Protocol):
+    """From a batch to the hidden units of each repetition: what stands before the output layers."""
+
+    def forward(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
+        """Hidden units float32 [g, n, H] of the repetitions ``part``, and what `step` needs to know of them.
+
+        ``epoch``: of training, which may drop features; None when scoring: nothing is dropped, and no `step` follows.
+        """
+
+    def step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> None:
+        """A step of the repetitions ``part`` by the gradient of their hidden units [g, n, H]."""
+
+    def views(self, i: int) -> Views:
+        """The i-th repetition's part."""
+
+
+class SparseTrunk:
+    """The sum of the weighted rows of a sample's features, plus a bias, where it is above 0."""
+
+    def __init__(self, encoder: GroupEncoder, width: int, device: str) -> None:
+        self.encoder = encoder
+        self.table, self.bias = Table(encoder.starts[-1], width, device), Bias(len(encoder), width, device)
+
+    def forward(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
+        """Hidden units, and the rows that they are made of."""
+        rows = self.encoder(batch, part, epoch)
+        hidden = self.table.sums(rows).view(-1, len(batch), self.table.width)
+        hidden.add_(self.bias.weights[part, None]).relu_()
+        return hidden, (rows, hidden)
+
+    def step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> None:
+        """A step of the rows and the bias."""
+        rows, hidden = known
+        gradient = gradient * (hidden > 0)
+        self.table.step(rows, gradient.view(-1, self.table.width), rate)
+        self.bias.step(part, gradient.sum(dim=1, dtype=torch.float32), rate)
+
+    def views(self, i: int) -> Views:
+        """As `machxc.repetition.network.NetworkLearner` has them, but for ``squares``, which is here in two parts."""
+        return {
+            **self.table.views(self.encoder.rows_of(i)),
+            "hidden_bias": self.bias.weights[i],
+            "hidden_bias_square": self.bias.squares[i : i + 1],
+        }
+
+
+class Group(ABC):
+    """G repetitions that learn in step. ``config`` and ``partition``: theirs; ``numbers``: which they are.
+
+    ``targets`` gives the target buckets of a batch.
+    """
+
+    def __init__(self, config: Config, partition: Partition, numbers: Sequence[int], device: str) -> None:
+        self.config, self.numbers, self.device = config, list(numbers), device
+        self.targets = GroupTargets(config, partition, numbers, device)
+        self._at_a_time = len(self.numbers)  # repetitions that a step computes at a time: fewer when memory is short
+
+    @abstractmethod
+    def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
+        """Bucket scores [g, n, B], and what `_step` needs to know of them."""
+
+    @abstractmethod
+    def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
+        """Compute with the gradient of the bucket scores; what is returned takes the step."""
+
+    @abstractmethod
+    def views(self, i: int) -> Views:
+        """The i-th repetition's part of all that training changes."""
+
+    def train(self, batch: Batch, rate: float, epoch: int) -> Tensor:
+        """A step by a batch; the summed loss of each repetition before it: float32 [G], on the device.
+
+        A step that finds no memory on the device is taken by fewer repetitions at a time, to the same result.
+        """
+        losses, at = [], 0
+        while at < len(self.numbers):
+            part = slice(at, min(at + self._at_a_time, len(self.numbers)))
+            found = self._try(batch, part, rate, epoch)
+            if found is None:
+                self._make_room(len(batch))
+                continue
+            losses.append(found)
+            at = part.stop
+        return torch.cat(losses)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Bucket scores before softmax or sigmoid, nothing dropped: float32 [G, n, B]."""
+        with torch.no_grad():
+            return self._logits(batch, slice(0, len(self.numbers)), None)[0].float()
+
+    def set(self, i: int, learner: Learner) -> None:
+        """Take the i-th repetition over from a learner of the kernels."""
+        for name, view in self.views(i).items():
+            view.copy_(torch.from_numpy(np.ascontiguousarray(_of_learner(learner, name))))
+
+    def learner(self, i: int) -> Learner:
+        """The i-th repetition as a learner of the kernels: a copy."""
+        views = self.views(i)
+        n_rows = len(views["table"])
+        learner = learner_of(self.config, 0, n_rows, np.zeros(self.config.buckets, np.float32), whole=True)
+        for name, view in views.items():
+            np.copyto(_of_learner(learner, name), view.cpu().numpy())
+        return learner
+
+    def tensors(self, i: int) -> dict[str, Array]:
+        """The i-th repetition's weights as they are stored."""
+        return self.learner(i).tensors()
+
+    def _try(self, batch: Batch, part: slice, rate: float, epoch: int) -> Tensor | None:
+        """A step of some repetitions; None when the device has no memory for it, and nothing has changed."""
+        with torch.no_grad():
+            try:
+                logits, known = self._logits(batch, part, epoch)
+                losses = gradient_(logits, self.targets(batch, part), softmax=self.config.loss == "softmax")
+                step = self._step(known, part, logits, rate)
+            except torch.OutOfMemoryError:
+                if part.stop - part.start == 1:
+                    raise
+                return None
+            step()
+        return losses
+
+    def _make_room(self, n: int) -> None:
+        before, self._at_a_time = self._at_a_time, self._at_a_time // 2
+        log.warning(
+            "%s has no memory for a step of %d repetitions by %d samples: it takes %d at a time from here on",
+            self.device, before, n, self._at_a_time,
+        )  # fmt: skip
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+
+class LinearGroup(Group):
+    """Linear repetitions: the table has a number for each bucket, and the rows of a sample add up to its scores."""
+
+    def __init__(
+        self, config: Config, partition: Partition, numbers: Sequence[int], device: str, encoders: Sequence[Encoder]
+    ) -> None:
+        super().__init__(config, partition, numbers, device)
+        self.encoder = GroupEncoder(config, encoders, numbers, device)
+        self.table = Table(self.encoder.starts[-1], config.buckets, device)
+        self.bias = Bias(len(numbers), config.buckets, device)
+
+    def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
+        rows = self.encoder(batch, part, epoch)
+        sums = self.table.sums(rows).view(-1, len(batch), self.config.buckets)
+        return sums.add_(self.bias.weights[part, None]), rows
+
+    def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
+        of_bias = gradient.sum(dim=1)
+
+        def step() -> None:
+            self.table.step(known, gradient.view(-1, self.config.buckets), rate)
+            self.bias.step(part, of_bias, rate)
+
+        return step
+
+    def views(self, i: int) -> Views:
+        """As `machxc.repetition.linear.LinearLearner` has them."""
+        bias = {"bias": self.bias.weights[i], "bias_square": self.bias.squares[i : i + 1]}
+        return {**self.table.views(self.encoder.rows_of(i)), **bias}
+
+
+class NetworkGroup(Group):
+    """Repetitions with hidden units, which a trunk makes, and an output layer over all buckets.
+
+    (``negatives``, which spares the kernels most of the buckets, is an estimate of that, and not needed here.)
+    """
+
+    def __init__(
+        self, config: Config, partition: Partition, numbers: Sequence[int], device: str, trunk: Trunk, width: int
+    ) -> None:
+        super().__init__(config, partition, numbers, device)
+        self.trunk = trunk
+        self.output = Output(len(numbers), config.buckets, width, device, matrix_dtype(device))
+
+    def set(self, i: int, learner: Learner) -> None:
+        """Take the i-th repetition over from a learner of the kernels."""
+        super().set(i, learner)
+        self.output.refresh(i)
+
+    def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
+        hidden, known = self.trunk.forward(batch, part, epoch)
+        hidden = hidden.to(self.output.dtype)
+        return self.output.logits(part, hidden), (hidden, known)
+
+    def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
+        hidden, of_trunk = known
+        gradients = self.output.gradients(part, hidden, gradient)
+
+        def step() -> None:
+            self.output.step(part, gradients, rate)
+            self.trunk.step(of_trunk, part, gradients.hidden, rate)
+
+        return step
+
+    def views(self, i: int) -> Views:
+        """Those of the trunk, and of the output layer."""
+        return {**self.trunk.views(i), **self.output.views(i)}
+
+
+def group_of(
+    config: Config, partition: Partition, numbers: Sequence[int], device: str, encoders: Sequence[Encoder]
+) -> Group:
+    """The group that a config asks for, all of its weights 0: `Group.set` them."""
+    if not config.hidden:
+        return LinearGroup(config, partition, numbers, device, encoders)
+    trunk = SparseTrunk(GroupEncoder(config, encoders, numbers, device), config.hidden, device)
+    return NetworkGroup(config, partition, numbers, device, trunk, config.hidden)
+
+
+def matrix_dtype(device: str) -> torch.dtype:
+    """In which matrices are multiplied: bfloat16 where the device has units for it, else float32."""
+    with_units = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if with_units else torch.float32
+
+
+def _of_learner(learner: Learner, name: str) -> Array:
+    """An array of a learner by the name of a view. A network's sum for the hidden bias is the last of its squares."""
+    networks = hasattr(learner, "hidden_bias")
+    if name == "hidden_bias_square":
+        return np.asarray(learner.squares[-1:])
+    found: Array = getattr(learner, name)
+    return found[:-1] if networks and name == "squares" else found

@@ -1,0 +1,79 @@
+"""What only a GPU can tell. (tests/test_torch_kernels.py runs compiled where there is one.)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from machxc.config import Settings
+from machxc.labels import LabelNames
+from machxc.model import Model
+from machxc.testing import make_samples
+from machxc.torch.batches import batch_of
+from machxc.torch.scorer import DeviceModel
+from machxc.torch.top_k import top_k
+from machxc.training import train
+from torch_tools import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees"),
+]
+KINDS: dict[str, dict[str, Any]] = {
+    "linear-softmax": {"loss": "softmax"},
+    "linear-bce": {"loss": "bce"},
+    "network-softmax": {"loss": "softmax", "hidden": 64},
+    "network-bce": {"loss": "bce", "hidden": 64, "dropout": 0.1, "validation_fraction": 0.1},
+}
+SAMPLES, OTHERS = make_samples(4000, 200), make_samples(1000, 200, seed=9)
+
+
+def model(kind: str, device: str) -> Model:
+    settings = Settings(repetitions=4, buckets=50, epochs=10, **KINDS[kind])
+    return train(SAMPLES, LabelNames.ids(200), settings, device=device)
+
+
+def accuracy(model: Model) -> float:
+    return float((model.top_k(OTHERS.features, 1)[0][:, 0] == OTHERS.labels.indices).mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_what_the_kernels_learn(kind: str) -> None:
+    assert accuracy(model(kind, "cuda:0")) > accuracy(model(kind, "cpu")) - 0.03
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_trained_on_either_answers_on_both_alike(kind: str) -> None:
+    for device in ("cpu", "cuda:0"):
+        trained = model(kind, device)
+        ids, scores = DeviceModel(trained, "cuda:0").top_k(OTHERS.features, 10)
+        expected_ids, expected = trained.top_k(OTHERS.features, 10)
+        np.testing.assert_allclose(scores, expected, rtol=1e-3)
+        assert (ids == expected_ids).mean() > 0.97
+
+
+@pytest.mark.parametrize("kind", ["linear-bce", "network-softmax"])
+def test_the_same_comes_out_every_time(kind: str) -> None:
+    one, again = (model(kind, "cuda:0").data.repetitions[0] for _ in range(2))
+    assert all(one[name].tobytes() == again[name].tobytes() for name in one)
+
+
+def test_the_best_of_many_labels_are_those_of_the_processor() -> None:
+    from machxc.partition import HashPartition
+
+    partition = HashPartition(3_000_000, 2000, 8, 0)
+    z = np.random.default_rng(0).normal(0, 2, (5, 8, 2000)).astype(np.float32)
+    on_gpu, here = (
+        top_k(torch.from_numpy(z).to(device), partition, 100, loss="softmax", estimator="log-probability")
+        for device in ("cuda:0", "cpu")
+    )
+    np.testing.assert_allclose(on_gpu[1], here[1], rtol=1e-4)
+    assert (on_gpu[0] == here[0]).mean() > 0.97
+
+
+def test_batches_arrive_whole() -> None:
+    batch = batch_of(SAMPLES, "cuda:0")
+    np.testing.assert_array_equal(batch.ids.cpu().numpy(), SAMPLES.features.indices)
+    np.testing.assert_array_equal(batch.labels.cpu().numpy(), SAMPLES.labels.indices)

@@ -1,0 +1,207 @@
+"""The Triton kernels against their twins in plain PyTorch: run by Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from torch_tools import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+pytest.importorskip("triton", reason="needs Triton, which PyTorch brings along for GPUs")
+
+from machxc.partition import HashPartition  # noqa: E402
+from machxc.torch import kernels, top_k  # noqa: E402
+from machxc.torch.encode import Rows, Wanted  # noqa: E402
+from machxc.torch.layers import Output, OutputGradients, Table  # noqa: E402
+from machxc.torch.loss import gradient_  # noqa: E402
+
+MODULES = ("loss", "layers", "top_k")
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No kernels until `use` says so."""
+    for module in MODULES:
+        monkeypatch.setattr(sys.modules[f"machxc.torch.{module}"], "kernels_for", lambda tensor: None)
+    return monkeypatch
+
+
+def use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in MODULES:
+        monkeypatch.setattr(sys.modules[f"machxc.torch.{module}"], "kernels_for", lambda tensor: kernels)
+
+
+def rand(*shape: int, seed: int = 0, dtype: Any = torch.float32) -> Any:
+    return torch.from_numpy(np.random.default_rng(seed).normal(0, 3, shape).astype(np.float32)).to(DEVICE, dtype)
+
+
+def wanted(groups: int, n: int, n_buckets: int) -> Wanted:
+    source = np.random.default_rng(1)
+    places = np.arange(groups * n) * n_buckets + source.integers(0, n_buckets, groups * n)
+    weights = torch.from_numpy(source.choice([0.0, 0.5, 1.0], (groups, n)).astype(np.float32)).to(DEVICE)
+    return Wanted(torch.from_numpy(places).view(groups, n).to(DEVICE), weights, weights)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("n_buckets", [1, 7, 64, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients(softmax: bool, n_buckets: int, dtype: Any, plain: pytest.MonkeyPatch) -> None:
+    z = rand(2, 3, n_buckets, dtype=dtype)
+    expected, found = z.clone(), z.clone()
+    expected_loss = gradient_(expected, wanted(2, 3, n_buckets), softmax=softmax)
+    use(plain)
+    found_loss = gradient_(found, wanted(2, 3, n_buckets), softmax=softmax)
+    torch.testing.assert_close(found_loss, expected_loss, rtol=1e-4, atol=1e-5)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_gradients_of_huge_logits_are_finite(softmax: bool, plain: pytest.MonkeyPatch) -> None:
+    z = torch.tensor([[[1e4, -1e4, 0.0], [-1e30, 1e30, 1e30]]], device=DEVICE)
+    use(plain)
+    loss = gradient_(z, wanted(1, 2, 3), softmax=softmax)
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(loss).all()
+
+
+@pytest.mark.parametrize("width", [1, 5, 64, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_rows(width: int, dtype: Any, plain: pytest.MonkeyPatch) -> None:
+    source = np.random.default_rng(0)
+    bags = np.sort(source.integers(0, 6, 40))
+    offsets = np.searchsorted(bags, np.arange(6))
+    arrays = (offsets, source.integers(0, 20, 40), source.normal(0, 1, 40).astype(np.float32), bags)
+    rows = Rows(*(torch.from_numpy(array).to(DEVICE) for array in arrays))
+    tables = [Table(20, width, DEVICE) for _ in range(2)]
+    gradient = rand(6, width, dtype=dtype)
+    for _ in range(2):
+        tables[0].step(rows, gradient, 0.3)
+    use(plain)
+    for _ in range(2):
+        tables[1].step(rows, gradient, 0.3)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(tables[1].squares, tables[0].squares, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(tables[1].weights, tables[0].weights, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_outputs(dtype: Any, plain: pytest.MonkeyPatch) -> None:
+    outputs = [Output(3, 5, 12, DEVICE, dtype) for _ in range(2)]
+    gradients = OutputGradients(rand(2, 4, 12), rand(2, 5, 12, dtype=dtype), rand(2, 5, seed=2))
+    gradients.weights[0, 2] = 0.0  # a bucket without a gradient
+    for _ in range(2):
+        outputs[0].step(slice(1, 3), gradients, 0.3)
+    use(plain)
+    for _ in range(2):
+        outputs[1].step(slice(1, 3), gradients, 0.3)
+    for name, tolerance in (("weights", 1e-5), ("squares", 1e-5), ("_copy", 1e-2)):  # the copy is rounded
+        torch.testing.assert_close(getattr(outputs[1], name), getattr(outputs[0], name), rtol=tolerance, atol=tolerance)
+    assert outputs[1].weights[0].count_nonzero() == 0
+    assert outputs[1].weights[1, 2].count_nonzero() == 0
+
+
+# ---- the k best
+
+
+def best(n_labels: int, z: Any, k: int, **changed: Any) -> Any:
+    partition = HashPartition(n_labels, z.shape[2], z.shape[1], 3)
+    return top_k.top_k(z, partition, k, **{"loss": "softmax", "estimator": "log-probability", **changed})
+
+
+@pytest.mark.parametrize("estimator", ["log-probability", "mean", "min", "median"])
+@pytest.mark.parametrize("first", [64, 300])
+def test_sifting_finds_the_same_as_looking_at_all(first: int, estimator: str, plain: pytest.MonkeyPatch) -> None:
+    z, seen = rand(5, 3, 40), np.packbits(np.arange(3000) % 5 != 2, bitorder="little")
+    expected = best(3000, z, 8, seen=seen, estimator=estimator)
+    use(plain)
+    plain.setattr(top_k, "_FIRST", first)
+    found = best(3000, z, 8, seen=seen, estimator=estimator)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+
+
+def test_sifting_copes_with_scores_that_are_all_the_same(plain: pytest.MonkeyPatch) -> None:
+    use(plain)
+    plain.setattr(top_k, "_FIRST", 64)
+    plain.setattr(top_k, "_ROOM_TIMES", 2)
+    ids, _ = best(1500, torch.zeros((2, 2, 10), device=DEVICE), 9)
+    assert ids.tolist() == [list(range(9))] * 2
+
+
+def test_sifting_where_fewer_are_seen_than_asked_for(plain: pytest.MonkeyPatch) -> None:
+    use(plain)
+    plain.setattr(top_k, "_FIRST", 64)
+    seen = np.packbits(np.isin(np.arange(900), [3, 700, 899]), bitorder="little")
+    ids, scores = best(900, rand(2, 2, 10), 5, seen=seen)
+    assert [sorted(row) for row in ids.tolist()] == [[-1, -1, 3, 700, 899]] * 2
+    assert np.isinf(scores[:, 3:]).all()
+
+
+@pytest.mark.parametrize("n_labels", [2, 3, 1000])
+def test_few_labels(n_labels: int, plain: pytest.MonkeyPatch) -> None:
+    z = rand(3, 2, 2)
+    expected = best(n_labels, z, 4)
+    use(plain)
+    plain.setattr(top_k, "_FIRST", 1)
+    np.testing.assert_array_equal(best(n_labels, z, 4)[0], expected[0])
+
+
+# ---- what an interpreter does not tell: that they compile
+
+SIGNATURES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "_softmax": ({"z": "*bf16", "weights": "*fp32", "normalisers": "*fp32", "n_buckets": "i32"}, {"BLOCK": 4096}),
+    "_sigmoid": ({"z": "*bf16", "weights": "*fp32", "n_buckets": "i32"}, {"BLOCK": 4096}),
+    "_step_rows": (
+        {
+            "weights": "*fp32", "squares": "*fp32", "used": "*i64", "ends": "*i64", "bags": "*i64", "shares": "*fp32",
+            "gradient": "*bf16", "rate": "fp32", "width": "i32",
+        },
+        {"BLOCK": 2048},
+    ),
+    "_step_outputs": (
+        {
+            "weights": "*fp32", "squares": "*fp32", "gradient": "*bf16", "copy": "*bf16", "rate": "fp32",
+            "width": "i32",
+        },
+        {"BLOCK": 2048},
+    ),
+    "_sift": (
+        {
+            "values": "*fp32", "parameters": "*i64", "thresholds": "*fp32", "counts": "*i32", "found": "*i64",
+            "seen": "*u8", "start": "i32", "stop": "i32", "n": "i32", "room": "i32", "n_buckets": "i32",
+            "n_repetitions": "i32",
+        },
+        {"BITS": 26, "SHIFT": 13, "SEEN": True, "LEAST": False, "LABELS": 64, "QUERIES": 32},
+    ),
+}  # fmt: skip
+COMPILE = """
+import ast, sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from machxc.torch import kernels
+
+for name, (types, constants) in ast.literal_eval(sys.argv[1]).items():
+    source = ASTSource(getattr(kernels, name), {**types, **dict.fromkeys(constants, "constexpr")}, constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"], name
+    print(name)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+def test_they_compile_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE, repr(SIGNATURES)]
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(SIGNATURES)
