@@ -25,7 +25,6 @@ from folder_tools import (
     change_tensor,
     config_of,
     fingerprint,
-    read_tensors,
     tensors_of,
     tiny,
 )
@@ -55,19 +54,6 @@ def test_what_is_saved_is_loaded(data: ModelData, verify: bool, tmp_path: Path) 
     save_model(tmp_path / "again", loaded)
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "model")
     assert sorted(os.listdir(tmp_path)) == ["again", "model"]
-
-
-def test_a_model_of_version_1_is_loaded(tmp_path: Path) -> None:
-    """Which had the counts of all labels, were they ever so few that are seen."""
-    counts = LabelCounts(5, {"counts": np.array([0, 0, 3, 0, 0], np.uint32)})
-    data = dataclasses.replace(tiny(), label_counts=counts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "VERSION", 1)
-        save_model(tmp_path / "model", data)
-    assert set(read_tensors(tmp_path / "model" / "labels.safetensors")) == {"bytes", "counts", "offsets", "order"}
-    loaded = load_model(tmp_path / "model")
-    assert_same_model(loaded, data)
-    assert loaded.label_counts == LabelCounts.dense([0, 0, 3, 0, 0])
 
 
 def test_loaded_arrays_are_read_only_aligned_maps_of_the_files(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from machxc.repetition.bfloat import from_bfloat, to_bfloat
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.network import NetworkLearner
 from machxc.torch import layers, loss
@@ -21,6 +22,7 @@ from torch_tools import (
     PlainNetwork,
     gradient_of,
     loss_of,
+    of_kernels,
     plain_config,
     plain_encoder,
     plain_partition,
@@ -41,7 +43,7 @@ def start(kind: str, hidden: int, seed: int) -> Learner:
     bias = random.normal(0, 1, BUCKETS).astype(np.float32)
     if not hidden:
         linear = LinearLearner.start(config, 0, ROWS, bias, whole=True)
-        linear.table[:] = random.normal(0, 1, linear.table.shape)
+        linear.table[:] = from_bfloat(to_bfloat(random.normal(0, 1, linear.table.shape).astype(np.float32)))
         return linear
     network = NetworkLearner.start(config, seed, ROWS, bias)
     network.output[:] = random.normal(0, 1, (BUCKETS, HIDDEN))
@@ -146,7 +148,7 @@ def test_logits_are_those_of_the_learners(kind: str, hidden: int) -> None:
     samples = plain_samples(inputs, targets)
     found = made.logits(batch_of(samples, "cpu"))
     for i, seed in enumerate([0, 4]):
-        expected = start(kind, hidden, seed).logits(plain_encoder()(samples.features))
+        expected = of_kernels(start(kind, hidden, seed)).logits(plain_encoder()(samples.features))
         np.testing.assert_allclose(found[i].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -5,6 +5,7 @@ Rows are feature ids, buckets are labels: what the oracles of tests/repetition/p
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,15 @@ from plain import Float64, PlainLinear, PlainNetwork, config_of, gradient_of, la
 
 from machxc.config import Config
 from machxc.partition import TablePartition
+from machxc.repetition.bfloat import to_bfloat
+from machxc.repetition.checkpoint import Learner
 from machxc.repetition.encode import Encoder
+from machxc.repetition.network import NetworkLearner
 from machxc.samples import Features, Samples
 
 __all__ = [
     "BUCKETS", "HIDDEN", "ROWS", "Float64", "PlainLinear", "PlainNetwork", "config_of", "gradient_of", "loss_of",
-    "plain_config", "plain_encoder", "plain_partition", "plain_samples", "random_inputs", "torch",
+    "of_kernels", "plain_config", "plain_encoder", "plain_partition", "plain_samples", "random_inputs", "torch",
 ]  # fmt: skip
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'machxc[torch]'")
@@ -69,3 +73,10 @@ def random_inputs(n: int, seed: int, *, empty: bool = True) -> tuple[Inputs, lis
         inputs.append([(i, float(np.float32(source.normal() / 2))) for i in ids])
         targets.append(sorted(source.choice(BUCKETS, source.integers(not empty, 4), replace=False).tolist()))
     return inputs, targets, source.choice([0.5, 1.0, 2.0], n).tolist()
+
+
+def of_kernels(learner: Learner) -> Learner:
+    """A learner that the kernels can answer with: theirs has a linear repetition's weights in 16 bits."""
+    if isinstance(learner, NetworkLearner):
+        return learner
+    return dataclasses.replace(learner, table=to_bfloat(learner.table))

@@ -158,7 +158,7 @@ def test_the_size_of_batches_changes_no_byte(monkeypatch: pytest.MonkeyPatch) ->
     config = counted(n_labels=30, n_features=120, feature_bits=7, buckets=32, left_out=50, associations=300)
     whole = count_repetition(samples, config, partition_of(config), 0)
     without = Config.from_dict({**config.to_dict(), "associations": 0})
-    assert len(whole["weights"]) > len(count_repetition(samples, without, partition_of(config), 0)["weights"])
+    assert len(whole["entries"]) > len(count_repetition(samples, without, partition_of(config), 0)["entries"])
     for name, value in {"BATCH": 7, "_BLOCK": 3, "_BUCKETS": 5}.items():
         monkeypatch.setattr(associations, name, value)
     again = count_repetition(samples, config, partition_of(config), 0)
@@ -170,10 +170,10 @@ def test_what_is_expected_is_told_by_some_of_the_buckets(monkeypatch: pytest.Mon
     config = counted(n_labels=300, n_features=1200, feature_bits=11, buckets=512, associations=1000)
     partition = partition_of(config)
     n_counted = len(
-        count_repetition(samples, counted(**{**config.to_dict(), "associations": 0}), partition, 0)["weights"]
+        count_repetition(samples, counted(**{**config.to_dict(), "associations": 0}), partition, 0)["entries"]
     )
     monkeypatch.setattr(associations, "_LOOKED_AT", 40)
-    n_added = len(count_repetition(samples, config, partition, 0)["weights"]) - n_counted
+    n_added = len(count_repetition(samples, config, partition, 0)["entries"]) - n_counted
     assert 0.5 * n_counted < n_added < 1.5 * n_counted
 
 
