@@ -13,9 +13,9 @@ same loss (softmax cross-entropy) and the same device; only the output layer dif
 
 Each is trained in a process of its own for at most S seconds, or 10 epochs, and asked now and then for the best label
 of 1,000 test samples; that time is not counted. Times and memory are those of training, from before there is a network
-on. What a method did not reach in its time is computed, and marked with ~: as many epochs as it took at the next
-smaller K, at the rate measured here. ?: it cannot be computed so; -: not reached in all epochs. Of weights that do not
-fit into memory only their number is computed.
+on. What a method did not reach in its time is computed, and marked with ~, where two smaller K are measured: the samples
+that it takes grow on as they did from the one to the other, and cost what they cost here. Else: > the time it had; -:
+not reached in all epochs. Of weights that do not fit into memory only their number is computed.
 
 Results are kept in build/benchmarks/head_to_head/DEVICE/K/METHOD.json; a run makes those that are absent (--fresh: all
 that are asked for) and then shows all that there are. --docs: also in docs/gpu.md.
@@ -165,7 +165,7 @@ def line(n_labels: int, method: str, rows: dict[int, dict[str, _Row]], clock: in
 
 
 def to_level(level: float, n_labels: int, method: str, rows: dict[int, dict[str, _Row]], clock: int) -> str:
-    """The time until P@1 had reached a level; ~: computed; -: not in all epochs, ?: nothing to compute it from."""
+    """The time until P@1 had reached a level; ~: computed; -: not in all epochs; >: nothing to compute it from."""
     row = rows[n_labels][method]
     reached = next((point for point in row["points"] if point[3] >= level), None)
     if reached is not None:
@@ -173,15 +173,25 @@ def to_level(level: float, n_labels: int, method: str, rows: dict[int, dict[str,
     last = row["points"][-1]
     if last[2] >= EPOCHS * row["n_samples"]:
         return "-"
-    smaller = max((k for k in rows if k < n_labels and "points" in rows[k].get(method, {})), default=None)
-    if smaller is None:
-        return "?"
-    other = rows[smaller][method]
-    there = next((point for point in other["points"] if point[3] >= level), None)
-    if there is None:
-        return "?"
-    samples = max(there[2] / other["n_samples"] * row["n_samples"], last[2])
-    return f"~{samples * last[clock] / last[2]:,.0f}"
+    needed = extrapolated(level, n_labels, method, rows)
+    if needed is None:
+        return f">{last[clock]:.0f}"
+    return f"~{max(needed, last[2]) * last[clock] / last[2]:,.0f}"
+
+
+def extrapolated(level: float, n_labels: int, method: str, rows: dict[int, dict[str, _Row]]) -> float | None:
+    """The training samples that a level takes, from those at the two next smaller K: a power of K, at least constant."""
+    taken = []
+    for k in sorted((k for k in rows if k < n_labels), reverse=True):
+        points = rows[k].get(method, {}).get("points", [])
+        reached = next((point for point in points if point[3] >= level), None)
+        if reached is not None:
+            taken.append((k, reached[2]))
+    if len(taken) < 2:
+        return None
+    (k, samples), (smaller, fewer) = taken[:2]
+    power = max(0.0, math.log(samples / fewer) / math.log(k / smaller))
+    return float(samples * (n_labels / k) ** power)
 
 
 def write(text: str, device: str) -> None:
