@@ -13,9 +13,9 @@ same loss (softmax cross-entropy) and the same device; only the output layer dif
 
 Each is trained in a process of its own for at most S seconds, or 10 epochs, and asked now and then for the best label
 of 1,000 test samples; that time is not counted. Times and memory are those of training, from before there is a network
-on. What a method did not reach in its time is computed, and marked with ~, where two smaller K are measured: the samples
-that it takes grow on as they did from the one to the other, and cost what they cost here. Else: > the time it had; -:
-not reached in all epochs. Of weights that do not fit into memory only their number is computed.
+on. What a method did not reach in its time is computed, and marked with ~, where two smaller K are measured: the
+samples that it takes grow on as they did from the one to the other, and cost what they cost here. Else: > the time it
+had; -: not reached in all epochs. Of weights that do not fit into memory only their number is computed.
 
 Results are kept in build/benchmarks/head_to_head/DEVICE/K/METHOD.json; a run makes those that are absent (--fresh: all
 that are asked for) and then shows all that there are. --docs: also in docs/gpu.md.
@@ -180,7 +180,7 @@ def to_level(level: float, n_labels: int, method: str, rows: dict[int, dict[str,
 
 
 def extrapolated(level: float, n_labels: int, method: str, rows: dict[int, dict[str, _Row]]) -> float | None:
-    """The training samples that a level takes, from those at the two next smaller K: a power of K, at least constant."""
+    """The training samples that a level takes, from those at two smaller K: a power of K, at least constant."""
     taken = []
     for k in sorted((k for k in rows if k < n_labels), reverse=True):
         points = rows[k].get(method, {}).get("points", [])
