@@ -18,7 +18,7 @@ samples that it takes grow on as they did from the one to the other, and cost wh
 had; -: not reached in all epochs. Of weights that do not fit into memory only their number is computed.
 
 Results are kept in build/benchmarks/head_to_head/DEVICE/K/METHOD.json; a run makes those that are absent (--fresh: all
-that are asked for) and then shows all that there are. --docs: also in docs/gpu.md.
+that are asked for) and then shows all that there are. --docs: also in docs/deep.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="on the processor (default %(default)s)")
     parser.add_argument("--memory", type=float, default=6, metavar="GB", help="of a process (default %(default)g)")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
-    parser.add_argument("--docs", action="store_true", help="write the tables into docs/gpu.md")
+    parser.add_argument("--docs", action="store_true", help="write the tables into docs/deep.md")
     given = parser.parse_args()
     print(common.header(), end="\n\n", flush=True)
     for n_labels in given.labels:
@@ -195,8 +195,8 @@ def extrapolated(level: float, n_labels: int, method: str, rows: dict[int, dict[
 
 
 def write(text: str, device: str) -> None:
-    """Put the tables between the marks of the device in docs/gpu.md."""
-    name, document = f"head-to-head-{device.partition(':')[0]}", common.ROOT / "docs" / "gpu.md"
+    """Put the tables between the marks of the device in docs/deep.md."""
+    name, document = f"head-to-head-{device.partition(':')[0]}", common.ROOT / "docs" / "deep.md"
     marked = re.compile(f"<!-- begin {name} -->.*?<!-- end {name} -->", re.DOTALL)
     before = document.read_text(encoding="utf-8")
     if not marked.search(before):
