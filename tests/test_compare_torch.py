@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "com
 context = importlib.import_module("context")
 heads = importlib.import_module("peers.torch_heads")
 
-HEADS = pytest.mark.parametrize("head", ["ova", "moe"])
+race = importlib.import_module("race")
+
+HEADS = pytest.mark.parametrize("head", ["ova", "moe", "mach"])
 torch.set_num_threads(1)
-SMALL = heads.Settings(hidden=32, epochs=15, batch=32, dropout=0.0)
+SMALL = heads.Settings(hidden=32, epochs=15, batch=32, dropout=0.0, repetitions=4, buckets=20)
 
 
 def made(n: int, each: int, n_labels: int = 40) -> tuple[Any, Any]:
@@ -98,7 +100,43 @@ def test_loss_of_one_vs_all(each: int) -> None:
         expected = torch.nn.functional.cross_entropy(outputs, wanted.argmax(1))
     else:
         expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="sum") / 20
-    torch.testing.assert_close(network.head.loss(hidden, heads.Positives(labels), each == 1), expected)
+    torch.testing.assert_close(network.head.loss(hidden, heads.Positives(labels, "cpu"), each == 1), expected)
+    shared = -(outputs.log_softmax(1) * wanted).sum() / (20 * each)
+    torch.testing.assert_close(network.head.loss(hidden, heads.Positives(labels, "cpu"), True), shared)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("each", [1, 3])
+def test_loss_and_ranking_of_mach(each: int, shared: bool) -> None:
+    features, labels = made(20, each)
+    network = untrained("mach", features, labels, shared=shared)
+    hidden, wanted = network.hidden(features), torch.from_numpy(labels.toarray()) / each
+    assert hidden.shape == (20, 32 if shared else 4 * 32)
+    loss, scores = torch.zeros(()), torch.zeros(20, 40)
+    for r, buckets in enumerate(network.head.buckets.long()):
+        mine = hidden if shared else hidden[:, 32 * r : 32 * (r + 1)]
+        outputs = mine @ network.head.weights[r].T + network.head.biases[r]
+        loss = loss - (outputs.log_softmax(1)[:, buckets] * wanted).sum() / 20
+        scores += outputs.softmax(1)[:, buckets] / 4
+    torch.testing.assert_close(network.head.loss(hidden, heads.Positives(labels, "cpu"), False), loss)
+    ids = torch.from_numpy(network.top(features, 40, 7)).long()
+    torch.testing.assert_close(scores.gather(1, ids), scores.sort(1, descending=True).values)
+
+
+def test_looks_at_the_accuracy_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, n in (("train", 400), ("test", 50)):
+        for kind, matrix in zip(("features", "labels"), made(n, 2), strict=True):
+            sp.save_npz(tmp_path / f"{part}_{kind}.npz", matrix)
+    monkeypatch.setattr(race, "_FIRST", 0.0)
+    options = {"head": "mach", "hidden": 32, "batch": 32, "repetitions": 4, "buckets": 20, "softmax": True}
+    found = race.measured(tmp_path, options, 1e6, 1)
+    seconds, cpu_seconds, samples, right = zip(*found["points"], strict=True)
+    assert len(samples) >= 2
+    assert (samples[0], samples[-1]) == (32, 10 * 400)
+    assert list(seconds) == sorted(seconds)
+    assert list(cpu_seconds) == sorted(cpu_seconds)
+    assert right[-1] > 0.9 > right[0]
+    assert found["parameters"] == 160 * 4 * 32 + 4 * 32 + 4 * 20 * 33
 
 
 @pytest.mark.parametrize("each", [1, 3])
@@ -109,7 +147,7 @@ def test_loss_of_experts(each: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = network.hidden(features)
     wanted = torch.from_numpy(labels.toarray()) / each
     expected = -(log_probabilities(network.head, hidden) * wanted).sum() / 20
-    torch.testing.assert_close(network.head.loss(hidden, heads.Positives(labels), False), expected)
+    torch.testing.assert_close(network.head.loss(hidden, heads.Positives(labels, "cpu"), False), expected)
 
 
 def test_balancing_losses() -> None:
@@ -126,7 +164,9 @@ def test_experts_rank_as_their_probabilities_do() -> None:
     network = untrained("moe", features, labels, kept=1000)
     logs = log_probabilities(network.head, network.hidden(features))
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(20))
-    assert network.top(features, 200).tolist() == torch.argsort(logs, 1, descending=True).tolist()
+    ids = torch.from_numpy(network.top(features, 200)).long()
+    assert (ids.sort(1).values == torch.arange(200)).all()
+    torch.testing.assert_close(logs.gather(1, ids), logs.sort(1, descending=True).values)  # but for rounding
 
 
 def test_the_gate_keeps_the_best_experts() -> None:
@@ -141,11 +181,10 @@ def test_the_gate_keeps_the_best_experts() -> None:
 
 
 @HEADS
-def test_features_are_hashed(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "_ROWS", 100)
+def test_features_are_hashed(head: str) -> None:
     features, labels = made(50, 1)
-    network = untrained(head, features, labels)
-    assert network.rows.shape == (100, SMALL.hidden)
+    network = untrained(head, features, labels, rows=100)
+    assert network.rows.shape == (100, SMALL.hidden * (4 if head == "mach" else 1))
     assert network.top(features, 40).max() == 39
 
 

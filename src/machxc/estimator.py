@@ -169,6 +169,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         features, text = self._features(X, text, None)
         labels, names, form = parsed_labels(y)
         samples = samples_of(features, labels, weights_of(sample_weight, len(features)))
+        del features, labels  # samples are a copy, and training takes long
         with tqdm(desc="training", unit=" samples", unit_scale=True, disable=not self.verbose) as bar:
 
             def progress(done: int, total: int) -> None:

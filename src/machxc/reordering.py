@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from machxc.repetition.windows import gather
 from machxc.samples import Array, Features, Float32, Int64, Labels, Samples
 
 UInt64 = npt.NDArray[np.uint64]
 
 _MOST_REPEATED = 4  # whole weights are carried out by repeating samples up to this many times the data
-_BLOCK = 1 << 16  # samples hashed in one step
+_BLOCK, _VALUES = 1 << 16, 1 << 20  # samples hashed in one step, and about so many feature values
 
 
 def samples_of(features: Features, labels: Labels, weights: Float32 | None = None) -> Samples:
@@ -27,18 +28,15 @@ def samples_of(features: Features, labels: Labels, weights: Float32 | None = Non
         weights = None if whole else weights
     hashes = _content_hashes(Samples(features, labels, weights))
     rows = rows[np.argsort(hashes[rows], kind="stable")]
-    indptr, at = _taken(features.indptr, rows)
-    features = Features(indptr, features.indices[at], features.values[at], features.n_features)
-    indptr, at = _taken(labels.indptr, rows)
-    labels = Labels(indptr, labels.indices[at], labels.n_labels)
-    return Samples(features, labels, None if weights is None else weights[rows])
+    return gather(Samples(features, labels, weights), rows.astype(np.uint32))
 
 
 def _content_hashes(samples: Samples) -> UInt64:
     """A 64-bit hash of the features, labels and weight of each sample."""
     hashes = np.empty(len(samples), np.uint64)
-    for start in range(0, len(samples), _BLOCK):
-        block = slice(start, min(start + _BLOCK, len(samples)))
+    step = max(1, min(_BLOCK, _VALUES * len(samples) // max(1, len(samples.features.indices))))
+    for start in range(0, len(samples), step):
+        block = slice(start, min(start + step, len(samples)))
         features = samples.features.rows(block.start, block.stop)
         labels = samples.labels.rows(block.start, block.stop)
         entries = (features.indices.astype(np.uint64) << np.uint64(32)) | features.values.view(np.uint32)
@@ -61,10 +59,3 @@ def _scrambled(values: Array) -> UInt64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(z ^ (z >> np.uint64(31)))
-
-
-def _taken(indptr: Int64, rows: Int64) -> tuple[Int64, Int64]:
-    """Of the chosen rows of a CSR matrix: their offsets, and where each of their items is."""
-    sizes = np.diff(indptr)[rows]
-    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    return offsets, np.repeat(indptr[rows] - offsets[:-1], sizes) + np.arange(offsets[-1])

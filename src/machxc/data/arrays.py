@@ -22,6 +22,7 @@ from machxc.samples import Array, Features, Float32, Int64, Labels
 
 Form = Literal["labels", "sets", "indicator", "sparse"]
 
+_DENSE = 1 << 20  # values of a dense array made sparse in one step
 _SETS = (list, tuple, set, frozenset, np.ndarray)
 _TWO_D = "expected a list of texts, or a 2-D array or sparse matrix of numbers (one row a sample)"
 
@@ -147,10 +148,19 @@ def _from_sparse(X: Any) -> Features:
 
 
 def _from_dense(array: Array) -> Features:
-    values = _float32(array)
-    rows, columns = np.nonzero(values)
-    indptr = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(values))))).astype(np.int64)
-    return Features(indptr, columns.astype(np.uint32), values[rows, columns], values.shape[1])
+    """What is not 0, some rows at a time: beside the array there is little more than the 8 bytes of each value."""
+    n, width = array.shape
+    step = max(1, _DENSE // max(1, width))
+    parts = [slice(start, start + step) for start in range(0, n, step)]
+    sizes = [np.count_nonzero(_float32(array[part]), axis=1) for part in parts]
+    indptr = np.concatenate([np.zeros(1, np.int64), *sizes]).cumsum(dtype=np.int64)
+    indices, values = np.empty(indptr[-1], np.uint32), np.empty(indptr[-1], np.float32)
+    for part in parts:
+        block = _float32(array[part])
+        first, last = indptr[part.start], indptr[min(part.stop, n)]
+        indices[first:last] = np.nonzero(block)[1]
+        values[first:last] = block[block != 0]
+    return Features(indptr, indices, values, width)
 
 
 def _matrix(X: Any) -> Array:
