@@ -67,21 +67,25 @@ def count_repetition(
         counts.starts, counts.entries, counts.counts, weights, counts.shares, counts.lengths, counts.features,
         learnt.scale, learnt.lack, counts.mean_value, calm, np.float32(config.prune), bias,
     )  # fmt: skip
-    starts, entries = counts.starts, counts.entries
+    starts, entries, weights = counts.starts, counts.entries[:kept], weights[:kept]
     del counts  # before copies are made
-    table = _merged(starts, entries[:kept], weights[:kept], added, config)
+    if len(added.entries):
+        starts, entries, weights = _merged(starts, entries, weights, added, np.float32(config.prune))
+        del added
+    bits = to_bfloat(weights)
+    del weights
+    table = pack(starts, entries, bits)
     return {"slots": encoder.slots, "row_weights": encoder.row_weights, **table, "bias": calm * bias}
 
 
-def _merged(starts: Int64, entries: UInt32, weights: Float32, added: Added, config: Config) -> dict[str, Array]:
-    """What was counted, and what was added to it, as it is stored."""
-    if not len(added.entries):
-        return pack(starts, entries, to_bfloat(weights))
+def _merged(
+    starts: Int64, entries: UInt32, weights: Float32, added: Added, prune: np.float32
+) -> tuple[Int64, UInt32, Float32]:
+    """What was counted, and what was added to it."""
     room, merged = len(entries) + len(added.entries), np.zeros_like(starts)
     buckets, values = np.empty(room, np.uint32), np.empty(room, np.float32)
-    prune = np.float32(config.prune)
     n = merge(starts, entries, weights, added.starts, added.entries, added.weights, prune, merged, buckets, values)
-    return pack(merged, buckets[:n], to_bfloat(values[:n]))
+    return merged, buckets[:n], values[:n]
 
 
 def _count(
