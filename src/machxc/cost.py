@@ -19,7 +19,7 @@ MOST_KEPT = 0.7  # share that is left where features and buckets meet all the ti
 CHUNK_BYTES = 4 << 20  # buffers of a repetition in training, beside its weights and its chunk of features
 FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the caches
 # bytes a second that the kernels were seen to move (benchmarks/kernels.py), on tables in the caches and in memory
-LINEAR_RATES, HIDDEN_RATES = (28e9, 14e9), (60e9, 35e9)
+LINEAR_RATES, HIDDEN_RATES = (28e9, 11e9), (60e9, 35e9)
 REPEATED = -0.25  # of the meetings of features and buckets, the share that are the first: samples a label to this power
 ALL_ADDED, ADDED = 28.0, 1.4  # features a sample with which associations double the entries; power of fewer
 COUNTING = 60e-9  # seconds a meeting, where weights are counted
