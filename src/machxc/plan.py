@@ -239,6 +239,10 @@ class _Chooser:
             return 128, f"{ratio:.0f} samples for each of {f.n_distinct:,} features: more than a linear model can use"
         return 0, f"linear: {f.n_distinct:,} distinct features, {ratio:.1f} samples for each"
 
+    def one_to_one(self) -> bool:
+        """Whether there is a bucket for each label."""
+        return bool(self.values["buckets"] >= 1 << (self.facts.n_labels - 1).bit_length())
+
     def _buckets(self) -> tuple[int, str]:
         k = self.facts.n_labels
         if self.counted():
@@ -251,8 +255,7 @@ class _Chooser:
 
     def _repetitions(self) -> tuple[int, str]:
         if self.counted():
-            one = self.values["buckets"] >= 1 << (self.facts.n_labels - 1).bit_length()
-            return (1, "no label shares a bucket") if one else (3, "labels share buckets")
+            return (1, "no label shares a bucket") if self.one_to_one() else (3, "labels share buckets")
         if self.facts.n_labels <= _ONE_TO_ONE:
             return 4, "nothing shares a bucket; a few repetitions steady the scores"
         n = self.facts.n_samples
@@ -285,7 +288,11 @@ class _Chooser:
         return (LEFT_OUT, "samples show, left out of their bucket, what features say") if self.counted() else (0, "")
 
     def _associations(self) -> tuple[int, str]:
-        return (ASSOCIATIONS, "samples show which features go together") if self.counted() else (0, "")
+        if not self.counted():
+            return 0, ""
+        if not self.one_to_one():
+            return 0, "labels share buckets: what goes with what in one tells little of each"
+        return ASSOCIATIONS, "samples show which features go together"
 
     def _prune(self) -> tuple[float, str]:
         return 0.5, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
