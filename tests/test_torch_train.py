@@ -21,15 +21,8 @@ from machxc.torch import learner
 from machxc.torch import train as training
 from machxc.torch.learner import Group
 from machxc.torch.train import batch_size, train_group
-from torch_tools import config_of, of_kernels, torch
+from torch_tools import KINDS, config_of, of_kernels, torch
 
-KINDS: dict[str, dict[str, Any]] = {
-    "linear-softmax": {"loss": "softmax", "learning_rate": 5.0},
-    "linear-bce": {"loss": "bce", "learning_rate": 3.0},
-    "network-softmax": {"loss": "softmax", "hidden": 32},
-    "network-bce": {"loss": "bce", "hidden": 32},
-    "network-bce-negatives": {"loss": "bce", "hidden": 32, "negatives": 5},
-}
 SAMPLES = make_samples(200, 20)
 K = SAMPLES.labels.n_labels
 Tensors = dict[str, Array]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "repetition"))
-from plain import Float64, PlainLinear, PlainNetwork, config_of, gradient_of, labels_of, loss_of
+from plain import KINDS, Float64, PlainLinear, PlainNetwork, config_of, gradient_of, labels_of, loss_of
 
 from machxc.config import Config
 from machxc.partition import TablePartition
@@ -26,8 +26,9 @@ from machxc.repetition.network import NetworkLearner
 from machxc.samples import Features, Samples
 
 __all__ = [
-    "BUCKETS", "HIDDEN", "ROWS", "Float64", "PlainLinear", "PlainNetwork", "config_of", "gradient_of", "loss_of",
-    "of_kernels", "plain_config", "plain_encoder", "plain_partition", "plain_samples", "random_inputs", "torch",
+    "BUCKETS", "HIDDEN", "KINDS", "ROWS", "Float64", "PlainLinear", "PlainNetwork", "config_of", "gradient_of",
+    "loss_of", "of_kernels", "plain_config", "plain_encoder", "plain_partition", "plain_samples", "random_inputs",
+    "torch",
 ]  # fmt: skip
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'machxc[torch]'")

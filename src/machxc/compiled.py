@@ -40,16 +40,6 @@ def inline(function: _F) -> _F:
     return cast(_F, numba.njit(nogil=True, cache=True, inline="always")(function))
 
 
-@intrinsic
-def float_of_bits(typing_context, bits):  # type: ignore[no-untyped-def]  # as Numba wants it
-    """In a kernel: the float32 whose bits an int32 holds: ``view`` for one number, in a register."""
-
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return numba.types.float32(numba.types.int32), emit
-
-
 def _prefetch(typing: Any, array: Any, index: Any) -> Any:
     """The line of the cache with ``array[index]`` (one dimension): begin to read it, it will be needed and changed.
 

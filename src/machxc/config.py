@@ -112,12 +112,11 @@ class Settings:
     repetitions R, buckets B (a repetition), hidden (units; 0 is the linear model), negatives (sampled buckets a sample;
     0 is all of them), loss ("softmax" or "bce"), epochs, learning_rate (initial, decays linearly to 0), dropout
     (probability that an input feature is left out), smoothing (counts: background samples added to those of a bucket),
-    left_out (counts: samples that are left out of their own bucket, to learn how much each feature says),
-    associations (counts: as many that show which features go together), prune (linear
-    model: weights nearer to 0 are not stored), feature_bits (features are hashed to 2**bits slots), min_count (slots
-    seen in fewer training samples are dropped), sublinear_tf, idf, l2 (weighting of features),
-    estimator (how R bucket scores become a label's score), validation_fraction and patience (early stopping: held-out
-    part of the samples; epochs without improvement), seed.
+    left_out (counts: samples that are left out of their own bucket, to learn how much each feature says), associations
+    (counts: samples that show which features go together), prune (linear model: weights nearer to 0 are not stored),
+    feature_bits (features are hashed to 2**bits slots), min_count (slots seen in fewer training samples are dropped),
+    sublinear_tf, idf, l2 (weighting of features), estimator (how R bucket scores become a label's score),
+    validation_fraction and patience (early stopping: held-out part of the samples; epochs without improvement), seed.
     """
 
     learner: str | None = None

@@ -78,8 +78,8 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> dtype (a safet
 _LINEAR = {
     "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
     "row_weights": TensorSpec("F32", ("rows",)),
-    # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them (see stored.py, which
-    # checks their buckets)
+    # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them (what an entry is:
+    # stored.py; that its bucket is below B: `_highest_bucket`)
     "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
     "entries": TensorSpec("U16", ("entries",)),
     "levels": TensorSpec("F32", ("L",)),
@@ -301,10 +301,8 @@ def _assemble(folder: Path, entries: dict[str, _Entry], *, verify: bool, partial
     loaded = {name: tensors for name, tensors in found.items() if tensors is not None}
     labels, partition = loaded[LABELS], loaded.get(PARTITION, {})
     counted = {name: labels.pop(name) for name in _counts_among(labels)}
-    names, counts = (
-        LabelNames.from_arrays(label_kind, config.n_labels, labels),
-        LabelCounts.from_arrays(config.n_labels, counted),
-    )
+    names = LabelNames.from_arrays(label_kind, config.n_labels, labels)
+    counts = LabelCounts.from_arrays(config.n_labels, counted)
     repetitions = {r: loaded[repetition_file(r)] for r in numbers if repetition_file(r) in loaded}
     if not repetitions:
         raise ModelError(f"none of its {len(numbers)} repetitions is whole; train the model again, or copy it again")

@@ -31,7 +31,7 @@ import numpy as np
 from machxc.data import Dataset, ReadOptions, batches, is_store, open_store
 from machxc.data.options import Progress
 from machxc.data.raw import BATCH
-from machxc.data.source import read_lines
+from machxc.data.source import packed_lines
 from machxc.errors import DataError, MissingExtraError, OutputError, SettingError
 from machxc.files import fsync_folder, output_errors, staging_folder
 from machxc.labels import LabelNames
@@ -124,7 +124,7 @@ def named(names: LabelNames, ids: Int64, scores: Float32) -> Iterator[tuple[list
 
 def candidate_ids(names: LabelNames, path: Path | str) -> Int64:
     """The label ids of a file of label names, one a line; DataError, with the line, for a name that is no label."""
-    lines = read_lines(path)
+    lines = packed_lines(path).tolist()
     listed = lines if names.kind == "strings" else [_integer(line) for line in lines]
     ids = names.ids_of(listed)
     if not len(ids):

@@ -26,6 +26,17 @@ FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+# what a repetition can be, by name: settings
+KINDS: dict[str, dict[str, Any]] = {
+    "linear-softmax": {"loss": "softmax", "learning_rate": 5.0},
+    "linear-bce": {"loss": "bce", "learning_rate": 3.0},
+    "network-softmax": {"loss": "softmax", "hidden": 32},
+    "network-bce": {"loss": "bce", "hidden": 32},
+    "network-softmax-negatives": {"loss": "softmax", "hidden": 32, "negatives": 5},
+    "network-bce-negatives": {"loss": "bce", "hidden": 32, "negatives": 5},
+}
+
+
 def config_of(**changed: Any) -> Config:
     return Config(**{**FACTS, **changed})
 

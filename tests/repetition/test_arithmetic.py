@@ -22,8 +22,7 @@ GRADIENTS = {"softmax": softmax_gradient, "bce": sigmoid_gradient}
 
 def exp(x: Array) -> Float32:
     out = np.array(x, np.float32)
-    bits = np.empty(len(out), np.int32)
-    exponential(out, bits, bits.view(np.float32))
+    exponential(out)
     return out
 
 
@@ -48,9 +47,9 @@ def test_exponential_is_clamped_to_powers_that_a_float_can_hold(x: float) -> Non
 
 
 def gradient(kind: str, z: Array, targets: list[int], weight: float) -> tuple[float, Float32]:
-    out, bits = np.empty(len(z), np.float32), np.empty(len(z), np.int32)
+    out = np.empty(len(z), np.float32)
     logits, wanted = np.asarray(z, np.float32), np.array(targets, np.int32)
-    loss = GRADIENTS[kind](logits, wanted, np.float32(weight), bits, bits.view(np.float32), out)
+    loss = GRADIENTS[kind](logits, wanted, np.float32(weight), out)
     return float(loss), out
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plain import config_of, features_of, labels_of
+from plain import KINDS, config_of, features_of, labels_of
 
 from machxc.config import Config
 from machxc.errors import DataError
@@ -22,14 +22,6 @@ from machxc.repetition.targets import bucket_targets
 from machxc.samples import Array, Features, Samples
 from machxc.testing import make_samples
 
-KINDS: dict[str, dict[str, Any]] = {
-    "linear-softmax": {"loss": "softmax", "learning_rate": 5.0},
-    "linear-bce": {"loss": "bce", "learning_rate": 3.0},
-    "network-softmax": {"loss": "softmax", "hidden": 32},
-    "network-bce": {"loss": "bce", "hidden": 32},
-    "network-softmax-negatives": {"loss": "softmax", "hidden": 32, "negatives": 5},
-    "network-bce-negatives": {"loss": "bce", "hidden": 32, "negatives": 5},
-}
 SAMPLES = make_samples(200, 20)
 K = SAMPLES.labels.n_labels
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from machxc.compiled import kernel
+from machxc.data.source import n_lines
 from machxc.packed import UInt8
 from machxc.samples import Float32, Int64
 
@@ -40,7 +41,7 @@ class Parsed(NamedTuple):
 def parse_lines(block: bytes, keys: Sequence[bytes], *, needs_labels: bool, needs_weight: bool) -> Parsed | None:
     """Parse whole lines in UTF-8; None where `json` has to. ``keys``: of the text, the labels and the weight."""
     data = np.frombuffer(block, np.uint8)
-    n_rows = int(np.count_nonzero(data == 10)) + 1
+    n_rows = n_lines(block) + 1
     most_labels = int(np.count_nonzero(data == 44)) + n_rows
     room = Parsed(
         np.empty(n_rows, np.int64),

@@ -209,17 +209,11 @@ def utf8(source: Source, block: bytes, line: int, encoding: str) -> bytes:
         ) from None
 
 
-def read_lines(path: Path | str) -> list[str]:
-    """The lines of a UTF-8 text file (.gz and .zst too), without their ends. DataError as for any source."""
-    with Source(path) as source:
-        blocks = (utf8(source, block, line, "utf-8") for line, block, _ in line_blocks(source))
-        text = b"".join(blocks).decode()
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
-
-
 def packed_lines(path: Path | str) -> Strings:
-    """`read_lines` as packed strings: the bytes of the file once, and some numbers a line."""
+    """The lines of a UTF-8 text file (.gz and .zst too), without their ends: its bytes once, and some numbers a line.
+
+    DataError as for any source.
+    """
     with Source(path) as source:
         blocks = (utf8(source, block, line, "utf-8") for line, block, _ in line_blocks(source))
         parts = [_lines_of(block) for block in blocks]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import fast_kernel, float_of_bits, inline
+from machxc.compiled import fast_kernel, inline
 from machxc.samples import Float32
 
 Int32 = npt.NDArray[np.int32]
@@ -45,28 +45,26 @@ def exp(x: np.float32) -> np.float32:
     p = p * f + np.float32(2.4015361e-1)
     p = p * f + np.float32(6.9315308e-1)
     p = p * f + np.float32(9.9999994e-1)
-    power: np.float32 = p * float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    power: np.float32 = p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return power
 
 
 @fast_kernel
-def exponential(x: Float32, bits: Int32, powers: Float32) -> None:
+def exponential(x: Float32) -> None:
     """x = exp(x) in place."""
     for i in range(len(x)):
         x[i] = exp(x[i])
 
 
 @fast_kernel
-def softmax_gradient(
-    z: Float32, targets: Int32, weight: np.float32, bits: Int32, powers: Float32, g: Float32
-) -> np.float32:
+def softmax_gradient(z: Float32, targets: Int32, weight: np.float32, g: Float32) -> np.float32:
     """g = weight * (softmax(z) - y), y uniform over the target buckets; returns weight * cross-entropy (nats)."""
     top = z[0]
     for b in range(len(z)):
         top = max(top, z[b])
     for b in range(len(z)):
         g[b] = z[b] - top
-    exponential(g, bits, powers)
+    exponential(g)
     total = np.float32(0.0)
     for b in range(len(z)):
         total += g[b]
@@ -83,16 +81,14 @@ def softmax_gradient(
 
 
 @fast_kernel
-def sigmoid_gradient(
-    z: Float32, targets: Int32, weight: np.float32, bits: Int32, powers: Float32, g: Float32
-) -> np.float32:
+def sigmoid_gradient(z: Float32, targets: Int32, weight: np.float32, g: Float32) -> np.float32:
     """g = weight * (sigmoid(z) - y); returns weight * the target buckets' part of the cross-entropy (nats).
 
     The other buckets' part would take a logarithm each; the targets' alone tells as well how training goes.
     """
     for b in range(len(z)):
         g[b] = -z[b]
-    exponential(g, bits, powers)
+    exponential(g)
     loss = np.float32(0.0)
     for t in targets:
         loss += np.log(np.float32(1.0) + g[t])

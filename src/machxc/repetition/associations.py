@@ -32,7 +32,7 @@ from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import Int32, UInt16
 from machxc.repetition.chunks import OnSamples
-from machxc.repetition.counts import LENGTH, POWER, Counts, Pairs, members_of, with_others
+from machxc.repetition.counts import Counts, Pairs, members_of, weight_of, with_others
 from machxc.repetition.encode import Encoder
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
 
@@ -102,10 +102,11 @@ def associate(
         added[1 : n_rows + 1] += np.bincount(rows, minlength=n_rows)
     np.cumsum(added, out=added)
     entries, weights = np.empty(added[-1], np.uint32), np.empty(added[-1], np.float32)
-    ends = added[:-1].copy()
-    for start in range(0, config.buckets, _BUCKETS):
+    ends, penalties, strength = added[:-1].copy(), counts.penalties, np.float32(STRENGTH) * counts.mean_value
+    for start in range(0, config.buckets, _BUCKETS):  # once more, as to keep what was expected would take more memory
         buckets, rows, chances = _expected(features, table, _some(counts, start), least)
-        _put(buckets, rows, _weights(buckets, rows, chances, counts) * scale[rows], ends, entries, weights)
+        expected = strength * counts.shares[buckets] * chances
+        _put(buckets, rows, expected, counts.background, penalties, scale, ends, entries, weights)
         if on_samples is not None:
             on_samples(0)
     return Added(added, entries, weights)
@@ -115,17 +116,16 @@ def _learn(
     samples: Samples, encoder: Encoder, pairs: Pairs, config: Config, r: int, n_rows: int, on_samples: OnSamples | None
 ) -> Table:
     """Count what goes together in left-out samples, drawn at random, each once."""
-    chosen = with_others(pairs, config.buckets)
+    chosen = with_others(pairs)
     random.shuffle(chosen, random.stream(config.seed, random.ASSOCIATIONS, r))
     chosen = np.sort(chosen[: min(config.associations, MOST_LEFT_OUT)])
-    starts = np.searchsorted(pairs.buckets, np.arange(config.buckets + 1)).astype(np.int64)
     together = np.zeros((n_rows, n_rows), np.uint16)
     having, lacking = np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
     for start in range(0, len(chosen), BATCH):
         batch = chosen[start : start + BATCH]
         queries = encoder(samples.features, pairs.members[batch].astype(np.int64))
         buckets, places = np.unique(pairs.buckets[batch], return_inverse=True)
-        members = members_of(samples, encoder, pairs, starts, buckets.astype(np.int64))
+        members = members_of(samples, encoder, pairs, buckets.astype(np.int64))
         _tally(
             queries.indptr, queries.rows, queries.weights, batch, places.astype(np.int64),
             members.starts, members.pairs, members.rows.indptr, members.rows.rows, members.rows.weights,
@@ -184,14 +184,6 @@ def _expected(features: _Features, table: Table, buckets: Int64, least: np.float
         features.starts, features.rows, table.starts, table.rows, table.chances, buckets, least, of, rows, chances
     )
     return of[:n], rows[:n], chances[:n]
-
-
-def _weights(buckets: UInt32, rows: Int32, chances: Float32, counts: Counts) -> Float32:
-    """w(f, b), as `weight_of` of the made-up count."""
-    expected = np.float32(STRENGTH) * counts.mean_value * counts.shares[buckets] * chances
-    penalties = np.float32(LENGTH) * np.log1p(counts.lengths[buckets] / counts.smoothing)
-    weights: Float32 = np.log1p(expected ** np.float32(POWER) / counts.background[rows]) - penalties
-    return np.maximum(weights, np.float32(0.0))
 
 
 @kernel
@@ -277,11 +269,16 @@ def _expect(
 
 
 @kernel
-def _put(buckets: UInt32, rows: Int32, values: Float32, ends: Int64, entries: UInt32, weights: Float32) -> None:
+def _put(
+    buckets: UInt32, rows: Int32, expected: Float32, background: Float32, penalties: Float32, scale: Float32,
+    ends: Int64, entries: UInt32, weights: Float32,
+) -> None:  # fmt: skip
+    """Append w(f, b), as it follows from the ``expected`` counts, to the entries of its row."""
     for i in range(len(buckets)):
-        at = ends[rows[i]]
-        entries[at], weights[at] = buckets[i], values[i]
-        ends[rows[i]] = at + 1
+        row, at = rows[i], ends[rows[i]]
+        weight = max(weight_of(expected[i], background[row], penalties[buckets[i]]), np.float32(0.0))
+        entries[at], weights[at] = buckets[i], scale[row] * weight
+        ends[row] = at + 1
 
 
 @kernel

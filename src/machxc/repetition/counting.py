@@ -135,7 +135,7 @@ def _by_bucket(samples: Samples, partition: Partition, r: int) -> Pairs:
     members, buckets = np.empty(len(targets.buckets), np.uint32), np.empty(len(targets.buckets), np.uint32)
     _sort_pairs(targets.indptr, targets.buckets, starts, members, buckets)
     weights = np.ones(len(members), np.float32) if samples.weights is None else samples.weights[members]
-    return Pairs(members, buckets, weights)
+    return Pairs(members, buckets, weights, np.concatenate((np.zeros(1, np.int64), starts[:-1])))
 
 
 def _chunks(samples: Samples, encoder: Encoder, pairs: Pairs) -> Iterator[tuple[Rows, slice]]:
@@ -148,6 +148,7 @@ def _chunks(samples: Samples, encoder: Encoder, pairs: Pairs) -> Iterator[tuple[
 
 @kernel
 def _sort_pairs(indptr: Int64, targets: Int32, starts: Int64, members: UInt32, buckets: UInt32) -> None:
+    """Fill ``members`` and ``buckets``, bucket by bucket; ``starts`` (0, [B + 1]) has where each of them ends then."""
     for bucket in targets:
         starts[bucket + 1] += 1
     for b in range(len(starts) - 1):

@@ -18,12 +18,14 @@ MEMBERS = 16  # samples of a bucket that tell what its samples have
 class Pairs:
     """All (sample, bucket) pairs, each once, ordered by bucket and then by sample.
 
-    ``members`` uint32 (samples), ``buckets`` uint32, ``weights`` float32 (the samples').
+    ``members`` uint32 (samples), ``buckets`` uint32, ``weights`` float32 (the samples'); those of bucket b are
+    starts[b] to starts[b + 1] (int64 [B + 1]).
     """
 
     members: UInt32
     buckets: UInt32
     weights: Float32
+    starts: Int64
 
     def __len__(self) -> int:
         return len(self.members)
@@ -76,17 +78,18 @@ class Members:
     rows: Rows
 
 
-def members_of(samples: Samples, encoder: Encoder, pairs: Pairs, starts: Int64, buckets: Int64) -> Members:
-    """The first MEMBERS samples of each bucket, encoded; ``starts`` int64 [B + 1]: where the pairs of each begin."""
+def members_of(samples: Samples, encoder: Encoder, pairs: Pairs, buckets: Int64) -> Members:
+    """The first MEMBERS samples of each bucket, encoded."""
+    starts = pairs.starts
     lengths = np.minimum(starts[buckets + 1] - starts[buckets], MEMBERS)
     bounds = np.concatenate(([0], np.cumsum(lengths)))
     numbers = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths) + np.repeat(starts[buckets], lengths)
     return Members(bounds, numbers, encoder(samples.features, pairs.members[numbers].astype(np.int64)))
 
 
-def with_others(pairs: Pairs, n_buckets: int) -> Int64:
+def with_others(pairs: Pairs) -> Int64:
     """Numbers of the pairs that leave something in their bucket when they are left out: int64."""
-    rest = np.bincount(pairs.buckets, pairs.weights, n_buckets)[pairs.buckets] - pairs.weights
+    rest = np.bincount(pairs.buckets, pairs.weights)[pairs.buckets] - pairs.weights
     return np.flatnonzero((pairs.weights > 0) & (rest > 1e-3 * pairs.weights)).astype(np.int64)
 
 

@@ -91,7 +91,6 @@ def learn(
     squares = Learnt(np.ones_like(learnt.scale), np.ones_like(learnt.lack), np.ones_like(learnt.prior))
     sums = np.zeros(len(learnt.scale), np.float32)
     chosen = _left_out(pairs, config, r)
-    starts = np.searchsorted(pairs.buckets, np.arange(config.buckets + 1)).astype(np.int64)
     log_shares = counts.log_shares
     bias, penalties, mean_value = PRIOR * log_shares, counts.penalties, counts.mean_value  # of all buckets: once
     for start in range(0, len(chosen), BATCH):
@@ -101,7 +100,7 @@ def learn(
         near = _candidates(queries, targets, pairs.buckets[batch], counts, weights, bias)
         buckets, places = np.unique(near[near >= 0], return_inverse=True)
         near[near >= 0] = places
-        members = members_of(samples, encoder, pairs, starts, buckets)
+        members = members_of(samples, encoder, pairs, buckets)
         _learn(
             queries.indptr, queries.rows, queries.weights, batch, near, buckets,
             members.starts, members.pairs, members.rows.indptr, members.rows.rows, members.rows.weights, pairs.weights,
@@ -117,7 +116,7 @@ def learn(
 
 def _left_out(pairs: Pairs, config: Config, r: int) -> Int64:
     """The pairs to learn from, in random order: those that leave something in their bucket, up to PASSES times."""
-    able = with_others(pairs, config.buckets)
+    able = with_others(pairs)
     orders = []
     for turn in range(min(PASSES, -(-config.left_out // max(1, len(able))))):
         orders.append(able.copy())

@@ -127,8 +127,6 @@ def _train(
     n_buckets = len(bias)
     z = np.empty(n_buckets, np.float32)
     g = np.empty(n_buckets, np.float32)
-    bits = np.empty(n_buckets, np.int32)
-    powers = bits.view(np.float32)
     noise = np.empty(n_buckets, np.int32)
     n = len(indptr) - 1
     loss = np.float64(0.0)
@@ -140,9 +138,9 @@ def _train(
         for j in range(indptr[i], indptr[i + 1]):
             add_bfloats(z, weights[j], table[rows[j]])
         if softmax:
-            loss += softmax_gradient(z, wanted, sample_weights[i], bits, powers, g)
+            loss += softmax_gradient(z, wanted, sample_weights[i], g)
         else:
-            loss += sigmoid_gradient(z, wanted, sample_weights[i], bits, powers, g)
+            loss += sigmoid_gradient(z, wanted, sample_weights[i], g)
         # Row-wise Adagrad (Duchi et al. 2011, one sum a row): row -= rate * gradient / sqrt(sum of |gradient|^2).
         square = np.float32(1e-30)
         for b in range(n_buckets):

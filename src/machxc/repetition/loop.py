@@ -97,13 +97,7 @@ def _epoch(
             )
             state.start = done
             chunk_done(len(chunk))
-    loss = state.loss / max(1, len(order))
-    if not np.isfinite(loss):
-        raise DataError(
-            f"repetition {r} diverged in epoch {epoch + 1}: its loss is {loss}. "
-            f"Lower 'learning_rate' (now {config.learning_rate:g}), or scale the features."
-        )
-    log.debug("repetition %d, epoch %d of %d: loss %.4f", r, epoch + 1, config.epochs, loss)
+    check_loss(state.loss / max(1, len(order)), config, r, epoch)
     state.epoch, state.start, state.loss = epoch + 1, 0, 0.0
 
 
@@ -118,6 +112,16 @@ def _is_enough(samples: Samples, config: Config, partition: Partition, r: int, h
         return False
     log.info("repetition %d stops after epoch %d: no better for %d epochs", r, state.epoch, state.since_best)
     return True
+
+
+def check_loss(loss: float, config: Config, r: int, epoch: int) -> None:
+    """Log the mean loss of an epoch; DataError when it is no number."""
+    if not np.isfinite(loss):
+        raise DataError(
+            f"repetition {r} diverged in epoch {epoch + 1}: its loss is {loss}. "
+            f"Lower 'learning_rate' (now {config.learning_rate:g}), or scale the features."
+        )
+    log.debug("repetition %d, epoch %d of %d: loss %.4f", r, epoch + 1, config.epochs, loss)
 
 
 def rate_at(config: Config, epochs_done: float) -> float:

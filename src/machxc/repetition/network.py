@@ -144,8 +144,6 @@ def _train_all(
     """
     n_hidden, n_buckets = columns.shape
     z, g, step = np.empty(n_buckets, np.float32), np.empty(n_buckets, np.float32), np.empty(n_buckets, np.float32)
-    bits = np.empty(n_buckets, np.int32)
-    powers = bits.view(np.float32)
     h, dh = np.empty(n_hidden, np.float32), np.empty(n_hidden, np.float32)
     active = np.empty(n_hidden, np.int64)
     n = len(indptr) - 1
@@ -165,9 +163,9 @@ def _train_all(
                 n_active += 1
                 add_row(z, h[k], columns[k])
         if softmax:
-            loss += softmax_gradient(z, wanted, sample_weights[i], bits, powers, g)
+            loss += softmax_gradient(z, wanted, sample_weights[i], g)
         else:
-            loss += sigmoid_gradient(z, wanted, sample_weights[i], bits, powers, g)
+            loss += sigmoid_gradient(z, wanted, sample_weights[i], g)
         rate = first_rate + (last_rate - first_rate) * np.float32(i) / np.float32(n)
         bias_gradient = np.float32(1e-30)
         for b in range(n_buckets):
@@ -204,8 +202,6 @@ def _train_sampled(
     room = n_buckets + negatives
     picked = np.empty(room, np.int64)
     z, g = np.empty(room, np.float32), np.empty(room, np.float32)
-    bits = np.empty(room, np.int32)
-    powers = bits.view(np.float32)
     h, dh = np.empty(n_hidden, np.float32), np.empty(n_hidden, np.float32)
     first_targets = np.arange(n_buckets).astype(np.int32)
     stands_for = np.float32(n_buckets) / np.float32(negatives)
@@ -235,9 +231,9 @@ def _train_sampled(
             z[b] = total
         if softmax:
             z[len(wanted) : m] += np.log(stands_for)
-            loss += softmax_gradient(z[:m], first, sample_weights[i], bits[:m], powers[:m], g[:m])
+            loss += softmax_gradient(z[:m], first, sample_weights[i], g[:m])
         else:
-            loss += sigmoid_gradient(z[:m], first, sample_weights[i], bits[:m], powers[:m], g[:m])
+            loss += sigmoid_gradient(z[:m], first, sample_weights[i], g[:m])
             for b in range(len(wanted), m):
                 g[b] *= stands_for
         rate = first_rate + (last_rate - first_rate) * np.float32(i) / np.float32(n)

@@ -73,15 +73,16 @@ def samples_bytes(samples: Samples) -> int:
 def gather(samples: Samples, members: UInt32) -> Samples:
     """A copy of the samples ``members`` (uint32 [n])."""
     features, labels = samples.features, samples.labels
-    indptr, indices = _gathered(features.indptr, features.indices, members)
-    values = _gathered(features.indptr, features.values, members)[1]
-    label_indptr, ids = _gathered(labels.indptr, labels.indices, members)
+    indptr, indices = gather_rows(features.indptr, features.indices, members)
+    values = gather_rows(features.indptr, features.values, members)[1]
+    label_indptr, ids = gather_rows(labels.indptr, labels.indices, members)
     weights = None if samples.weights is None else np.asarray(samples.weights[members])
     taken = Features(indptr, indices, values, features.n_features)
     return Samples(taken, Labels(label_indptr, ids, labels.n_labels), weights)
 
 
-def _gathered(indptr: Int64, items: Array, members: UInt32) -> tuple[Int64, Array]:
+def gather_rows(indptr: Int64, items: Array, members: UInt32) -> tuple[Int64, Array]:
+    """The rows ``members`` (uint32 [n]) of a CSR matrix with ``items`` of 4 bytes: indptr and items."""
     ends = np.zeros(len(members) + 1, np.int64)
     _add_lengths(frozen(indptr), members, ends)
     out = np.empty(int(ends[-1]), items.dtype)

@@ -25,7 +25,7 @@ from machxc.samples import Float32
 
 SUM, MIN, MEDIAN = 0, 1, 2  # how the R contributions of a label become one
 
-_TINY = np.float32(np.finfo(np.float32).tiny)
+TINY = np.float32(np.finfo(np.float32).tiny)
 
 
 def check_names(loss: str, estimator: str) -> None:
@@ -89,7 +89,7 @@ def _softmax_logit(logits: Float32) -> Float32:
     others = exp.sum(axis=-1, keepdims=True) - exp
     np.put_along_axis(exp, best, np.float32(0), axis=-1)
     np.put_along_axis(others, best, exp.sum(axis=-1, keepdims=True), axis=-1)
-    shifted -= np.log(np.maximum(others, _TINY))
+    shifted -= np.log(np.maximum(others, TINY))
     return shifted
 
 

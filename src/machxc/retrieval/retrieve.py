@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 METHODS = ("auto", "scan", "search", "sieve")
 
-_LARGEST_LOGIT = 1e30  # R <= 4096 of them add up without overflow
+LARGEST_LOGIT = 1e30  # R <= 4096 of them add up without overflow
 _BLOCK_FLOATS = 1 << 24  # bucket values prepared at a time: 64 MB, and once more for the scan
 _BLOCK_QUERIES = 128
 _MOST_LANES = 32  # queries that the scan scores side by side
@@ -69,7 +69,7 @@ def top_k(
     check_settings(k, method, jobs)
     _check_logits(logits, partition)
     bitmap = _bitmap(seen, partition.n_labels)
-    chosen = None if candidates is None else _candidates(candidates, bitmap, partition.n_labels)
+    chosen = None if candidates is None else seen_candidates(candidates, bitmap, partition.n_labels)
     available = partition.n_labels if chosen is None else len(chosen)
     ids, scores = np.full((len(logits), k), -1, np.int64), np.full((len(logits), k), -np.inf, np.float32)
     if available:
@@ -323,8 +323,8 @@ def _check_logits(logits: Array, partition: Partition) -> None:
 
 def _finite(logits: Float32) -> Float32:
     size = np.maximum(logits.max(axis=(1, 2)), -logits.min(axis=(1, 2)))
-    if not (size <= _LARGEST_LOGIT).all():
-        row = np.flatnonzero(~(size <= _LARGEST_LOGIT))[0]
+    if not (size <= LARGEST_LOGIT).all():
+        row = np.flatnonzero(~(size <= LARGEST_LOGIT))[0]
         raise DataError(f"the sketch of a query has a logit that is not finite, or too large: {size[row]}")
     return logits
 
@@ -343,7 +343,7 @@ def _bitmap(seen: Array | None, n_labels: int) -> Array:
     )
 
 
-def _candidates(candidates: Array, bitmap: Array, n_labels: int) -> UInt32:
+def seen_candidates(candidates: Array, bitmap: Array, n_labels: int) -> UInt32:
     """The distinct candidates that were seen, increasing: uint32."""
     given = np.asarray(candidates)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):

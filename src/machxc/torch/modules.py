@@ -27,6 +27,7 @@ from machxc.data.arrays import parsed_labels
 from machxc.errors import DataError, ModelError, SettingError
 from machxc.formats import map_file, parse_tensors, write_tensors
 from machxc.partition import HashPartition
+from machxc.repetition.windows import gather_rows
 from machxc.samples import Array, Float32, Labels
 
 if TYPE_CHECKING:
@@ -220,9 +221,7 @@ def _picked(inputs: Any, rows: Array) -> Any:
 
 def _rows(labels: Labels, rows: Array) -> Labels:
     """The labels of some samples."""
-    parts = [labels.indices[labels.indptr[i] : labels.indptr[i + 1]] for i in rows.tolist()]
-    indptr = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return Labels(indptr, np.concatenate(parts), labels.n_labels)
+    return Labels(*gather_rows(labels.indptr, labels.indices, rows.astype(np.uint32)), labels.n_labels)
 
 
 def _check_weight(where: str, given: Array, own: Array) -> None:

@@ -1,7 +1,7 @@
 """A trained model on a device: sketches of queries, and their best labels. The twin of linear.py's and network.py's
 scorers, of all repetitions at once, from the same stored tensors.
 
-Sums are float32, of float16 weights, as the kernels': scores agree to the rounding of float32.
+Sums are float32, of the weights that are stored, as the kernels': scores agree to the rounding of float32.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import torch
 from machxc.errors import DataError
 from machxc.partition import HashPartition, Partition, permute
 from machxc.retrieval import check_settings
-from machxc.retrieval.estimators import MEDIAN, MIN, SUM, check_names, merge_of
+from machxc.retrieval.estimators import MEDIAN, MIN, SUM, TINY, check_names, merge_of
+from machxc.retrieval.retrieve import LARGEST_LOGIT, seen_candidates
 from machxc.samples import Array, Float32, Int64
 from machxc.torch.bits import shifted
 from machxc.torch.fused import kernels_for
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 25  # scores of a block: 128 MB, and twice that in ranks
 _FIRST = 1 << 16  # labels that are looked at before any is sifted out
 _ROOM_TIMES = 32  # times k: room for labels of a query that are better than the best so far
-_TINY = float(np.finfo(np.float32).tiny)
-_LARGEST_LOGIT = 1e30  # as in retrieve.py
 _NONE = -(2**63)  # the rank of no label
 
 
@@ -45,7 +44,7 @@ def top_k(
     """The k best labels of n queries: ids int64 [n, k] and scores float32 [n, k], best first.
 
     ``logits`` float32 [n, R, B], on any device; the other parameters, order of equal scores and errors as in
-    `machxc.retrieval.top_k`, but that ``seen`` is packed (uint8 [ceil(K / 8)]).
+    `machxc.retrieval.top_k`, but that ``seen`` is packed (uint8 [ceil(K / 8)]), and larger logits count as 1e30.
     """
     check_names(loss, estimator)
     check_settings(k, "scan", 1)
@@ -56,7 +55,7 @@ def top_k(
             f"got {list(logits.shape)}"
         )
     with torch.no_grad():
-        values = contributions(logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT), loss, estimator)
+        values = contributions(logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT), loss, estimator)
         ranks = _Scan(values, partition, merge_of(estimator), seen, candidates).best(k)
         ids, merged = _unpacked(ranks)
         scores = finish(merged, estimator, n_repetitions, n_buckets)
@@ -73,8 +72,10 @@ class _Scan:
         self._buckets = _hash_on(partition, self._device)
         self._n_labels = partition.n_labels
         self._seen = None if seen is None else torch.from_numpy(np.array(seen)).to(self._device)
-        given = None if candidates is None else np.unique(np.asarray(candidates)).astype(np.int64)
-        self._candidates = None if given is None else torch.from_numpy(given).to(self._device)
+        self._candidates = None
+        if candidates is not None:
+            chosen = seen_candidates(candidates, np.empty(0, np.uint8), self._n_labels).astype(np.int64)
+            self._candidates = torch.from_numpy(chosen).to(self._device)
 
     def best(self, k: int) -> Tensor:
         """The ranks of the k best labels of each query, the best first: int64 [n, k]."""
@@ -200,7 +201,7 @@ def _softmax_logit(logits: Tensor) -> Tensor:
     others = exp.sum(dim=-1, keepdim=True) - exp
     without_best = exp.scatter(-1, best, 0.0).sum(dim=-1, keepdim=True)
     others.scatter_(-1, best, without_best)
-    return shifted_logits - others.clamp_min(_TINY).log()
+    return shifted_logits - others.clamp_min(float(TINY)).log()
 
 
 def finish(merged: Tensor, estimator: str, n_repetitions: int, n_buckets: int) -> Tensor:

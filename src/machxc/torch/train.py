@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from machxc.config import Config
-from machxc.errors import DataError, MemoryBudgetError
+from machxc.errors import MemoryBudgetError
 from machxc.partition import Partition
 from machxc.repetition.checkpoint import Checkpoints, State, learner_of
 from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import Encoder, fit_encoder
-from machxc.repetition.loop import rate_at, split, start_bias
+from machxc.repetition.loop import check_loss, rate_at, split, start_bias
 from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
 from machxc.torch.batches import SHARED, batch_of, batches
@@ -195,7 +195,8 @@ class _Training:
                 self.start += len(batch)
                 self._keep()
                 self._tell(len(batch))
-        self._check((self.losses / max(1, total)).cpu().numpy())
+        for r, loss in zip(self.numbers, (self.losses / max(1, total)).tolist(), strict=True):
+            check_loss(loss, config, r, self.epoch)
         self.epoch, self.start = self.epoch + 1, 0
         self.losses.zero_()
 
@@ -208,15 +209,6 @@ class _Training:
         for i, (r, checkpoints) in enumerate(zip(self.numbers, kept, strict=True)):
             now = {"learner": self.group.learner(i), "epoch": self.epoch, "start": self.start, "loss": losses[i]}
             checkpoints.keep(dataclasses.replace(self.states[i], **now), self.config, r, len(self.work.samples))
-
-    def _check(self, losses: Array) -> None:
-        for r, loss in zip(self.numbers, losses.tolist(), strict=True):
-            if not np.isfinite(loss):
-                raise DataError(
-                    f"repetition {r} diverged in epoch {self.epoch + 1}: its loss is {loss}. "
-                    f"Lower 'learning_rate' (now {self.config.learning_rate:g}), or scale the features."
-                )
-            log.debug("repetition %d, epoch %d of %d: loss %.4f", r, self.epoch + 1, self.config.epochs, loss)
 
     def _is_enough(self) -> bool:
         """Keep the weights of each repetition that is better than ever on the samples held out; whether none goes on.
