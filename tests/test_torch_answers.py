@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch_tools import torch
 
 from machxc.config import ESTIMATORS, Settings
 from machxc.errors import DataError, SettingError
@@ -20,7 +21,6 @@ from machxc.testing import make_samples
 from machxc.torch import scorer, top_k
 from machxc.torch.scorer import DeviceModel
 from machxc.training import train
-from torch_tools import torch
 
 SAMPLES = make_samples(300, 40, labels_per_sample=2)
 QUERIES = make_samples(90, 40, seed=5).features

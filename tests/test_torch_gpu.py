@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch_tools import torch
 
 from machxc.config import Settings
 from machxc.labels import LabelNames
@@ -15,7 +16,6 @@ from machxc.torch.batches import batch_of
 from machxc.torch.scorer import DeviceModel
 from machxc.torch.top_k import top_k
 from machxc.training import train
-from torch_tools import torch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from torch_tools import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch_tools import torch
 
 from machxc import MACHClassifier
 from machxc.errors import DataError, ModelError, SettingError
 from machxc.samples import Array
 from machxc.torch import modules
-from torch_tools import torch
 
 
 def rings(n: int, width: int = 64, seed: int = 0) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch_tools import torch
 
 from machxc import MACHClassifier
 from machxc.cli import main
@@ -26,7 +27,6 @@ from machxc.torch.device import devices_of
 from machxc.torch.groups import GroupTask, dealt, group_tasks
 from machxc.training import train
 from run_tools import SETTINGS, StopNowError, digests, stop_after, write_jsonl
-from torch_tools import torch
 
 ON_TORCH = Execution(device="torch-cpu", checkpoint_interval=0.0)
 TWO = ("cpu", "cpu:0")  # two devices of a machine that has one

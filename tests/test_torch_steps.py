@@ -7,13 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from machxc.repetition.bfloat import from_bfloat, to_bfloat
-from machxc.repetition.linear import LinearLearner
-from machxc.repetition.network import NetworkLearner
-from machxc.torch import layers, loss
-from machxc.torch.batches import batch_of
-from machxc.torch.learner import Group, group_of
 from torch_tools import (
     BUCKETS,
     HIDDEN,
@@ -30,6 +23,13 @@ from torch_tools import (
     random_inputs,
     torch,
 )
+
+from machxc.repetition.bfloat import from_bfloat, to_bfloat
+from machxc.repetition.linear import LinearLearner
+from machxc.repetition.network import NetworkLearner
+from machxc.torch import layers, loss
+from machxc.torch.batches import batch_of
+from machxc.torch.learner import Group, group_of
 
 KINDS = pytest.mark.parametrize("kind", ["softmax", "bce"])
 HIDDENS = pytest.mark.parametrize("hidden", [0, HIDDEN])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch_tools import KINDS, config_of, of_kernels, torch
 
 from machxc.config import Config
 from machxc.errors import DataError, MemoryBudgetError
@@ -21,7 +22,6 @@ from machxc.torch import learner
 from machxc.torch import train as training
 from machxc.torch.learner import Group
 from machxc.torch.train import batch_size, train_group
-from torch_tools import KINDS, config_of, of_kernels, torch
 
 SAMPLES = make_samples(200, 20)
 K = SAMPLES.labels.n_labels
