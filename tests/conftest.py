@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from cli_tools import Program, program, text_samples, write_jsonl, write_xmc
 from machxc.cli import main
+from run_tools import undisturbed
+from run_tools import write_jsonl as write_run
 
 
 @pytest.fixture
@@ -30,6 +33,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["train", str(folder / data), "--output", str(folder / model), "--quiet"]) == 0
     assert main(["query", str(folder / "texts"), "a text", "--quiet"]) == 0
     return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The samples of a small run, a file of its own for each test."""
+    return write_run(tmp_path / "data.jsonl")
+
+
+@pytest.fixture
+def uninterrupted() -> dict[str, str]:
+    """The digests of the files of the model of these samples, trained without a break."""
+    return undisturbed()
+
+
+@pytest.fixture
+def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that the kernel has taken: waiting for the disk would only be slow."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

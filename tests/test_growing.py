@@ -20,11 +20,6 @@ MORE = replace(SETTINGS, repetitions=7)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "data.jsonl")
-
-
-@pytest.fixture
 def model(tmp_path: Path, data: Path) -> Path:
     train_run(data, tmp_path / "model", SETTINGS)
     return tmp_path / "model"

@@ -25,15 +25,10 @@ from machxc.runs.status import RunStatus
 from machxc.runs.work import RunTask
 from machxc.testing import make_samples, tiny_model
 from ray_tools import add_node, another_node, cluster_of, kill_node, processes_of
-from run_tools import SETTINGS, digests, undisturbed, write_jsonl
+from run_tools import SETTINGS, digests, undisturbed
 
 R = 4
 SLOW = Settings(repetitions=R, buckets=512, hidden=64, epochs=400, learner="gradient")  # seconds a repetition
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "data.jsonl")
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ pytest.importorskip("fsspec", reason="needs the extra remote")
 HAS_S3 = all(importlib.util.find_spec(name) is not None for name in ("s3fs", "moto", "flask"))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "data.jsonl")
-
-
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     from moto.server import ThreadedMotoServer

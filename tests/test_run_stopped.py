@@ -23,23 +23,9 @@ from machxc.folder import repetition_file
 from machxc.model import Model
 from machxc.run import run_folder, train_run
 from machxc.runs import asked, locks
-from run_tools import SETTINGS, StopNowError, digests, names, stop_after, undisturbed, write_jsonl
+from run_tools import SETTINGS, StopNowError, digests, names, stop_after, write_jsonl
 
-
-@pytest.fixture(autouse=True)
-def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that the kernel has taken: waiting for the disk would only be slow."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "data.jsonl")
-
-
-@pytest.fixture
-def uninterrupted() -> dict[str, str]:
-    return undisturbed()
+pytestmark = pytest.mark.usefixtures("quick_fsync")
 
 
 # ---- kill -9

@@ -22,18 +22,9 @@ from machxc.model import Model
 from machxc.run import Execution, run_folder, train_run, train_shard
 from machxc.runs import folder as runs_folder
 from machxc.runs.status import status_of
-from run_tools import SETTINGS, StopNowError, digests, names, stop_after, undisturbed, write_jsonl
+from run_tools import SETTINGS, StopNowError, digests, names, stop_after, undisturbed
 
-
-@pytest.fixture(autouse=True)
-def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that the kernel has taken: waiting for the disk would only be slow."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "data.jsonl")
+pytestmark = pytest.mark.usefixtures("quick_fsync")
 
 
 def shard(data: Path, output: Path, i: int, n: int, **others: Any) -> Model | None:
