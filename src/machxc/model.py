@@ -20,14 +20,18 @@ from machxc.labels import LabelNames
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import Encoder, encoder_of
+from machxc.repetition.linear import LinearScorer
 from machxc.repetition.scorer import Scorer, scorer_of
+from machxc.retrieval.rows import RowRanker
+from machxc.retrieval.single import is_single
 from machxc.samples import Array, Features, Float32, Int64, UInt32
 
 log = logging.getLogger("machxc.model")
 
 _CACHED_LOGITS = 1 << 19  # of one repetition: 2 MB
+_SHARE = 128  # queries that a thread ranks at a time
 _SEEN_OF = 16  # labels to each that was seen, from which on a scan of these is sooner than a search of all
-_SKETCH_BYTES = 64 << 20  # sketches of a block of queries that are held at a time
+_SKETCH_BYTES = 16 << 20  # sketches of a block of queries that are held at a time
 
 
 class Model:
@@ -137,6 +141,8 @@ class Model:
         DataError when the features do not fit the model, SettingError when a parameter is out of its bounds.
         """
         retrieval.check_settings(k, method, jobs)
+        if self._ranker is not None and candidates is None and method != "scan":
+            return self._rank(features, k, estimator or self.config.estimator, jobs)
         allowed = self._allowed(candidates, method)
         ids = np.full((len(features), k), -1, np.int64)
         scores = np.full((len(features), k), -np.inf, np.float32)
@@ -233,6 +239,36 @@ class Model:
     def _scorers(self) -> list[tuple[Encoder, Scorer]]:
         tensors: Mapping[int, dict[str, Array]] = self._data.repetitions
         return [(encoder_of(self.config, r, tensors[r]), scorer_of(self.config, tensors[r])) for r in self._numbers]
+
+    @cached_property
+    def _ranker(self) -> RowRanker | None:
+        """Where a label has a bucket of its own in the only repetition, and that is linear: what answers soonest."""
+        if not is_single(self.partition):
+            return None
+        scorer = self._scorers[0][1]
+        if not isinstance(scorer, LinearScorer):
+            return None
+        return RowRanker(scorer, self.partition, self.seen, self.config.loss)
+
+    def _rank(self, features: Features, k: int, estimator: str, jobs: int) -> tuple[Int64, Float32]:
+        """`top_k` by `_ranker`: queries are shared out among threads."""
+        assert self._ranker is not None
+        ranker, encoder = self._ranker, self._scorers[0][0]
+        self._check(features)
+        size = max(1, min(chunk_size(features), _SHARE, -(-len(features) // jobs)))
+        starts = range(0, max(1, len(features)), size)
+
+        def answer(start: int) -> tuple[Int64, Float32]:
+            some = features.rows(start, min(start + size, len(features)))
+            return ranker.top_k(encoder(some), k, estimator)
+
+        if jobs == 1 or len(starts) == 1:
+            found = [answer(start) for start in starts]
+        else:
+            with ThreadPoolExecutor(jobs) as pool:
+                found = list(pool.map(answer, starts))
+        ids, scores = zip(*found, strict=True)
+        return np.concatenate(ids), np.concatenate(scores)
 
     def _allowed(self, candidates: Array | None, method: str) -> dict[str, Array]:
         """The labels that may be returned, as `machxc.retrieval.top_k` takes them.

@@ -16,9 +16,10 @@ from machxc.labels import LabelNames
 from machxc.model import Model
 from machxc.partition import HashPartition, TablePartition
 from machxc.retrieval import METHODS, label_scores, top_k
+from machxc.retrieval.best_buckets import rank
 from machxc.retrieval.heap import NO_LABEL
 from machxc.retrieval.retrieve import lookup_of
-from machxc.retrieval.single import is_single, probabilities, rank
+from machxc.retrieval.single import is_single, probabilities
 from machxc.samples import Array, Float32
 from machxc.testing import make_samples
 from machxc.training import train

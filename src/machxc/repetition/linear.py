@@ -29,6 +29,10 @@ from machxc.repetition.stored import Entries, add_narrow, add_wide, pack
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, Int64, frozen
 
+_UNPACKED = 1 << 20  # weights of a repetition that are unpacked to score many samples: 4 MB
+_FEWEST_TO_UNPACK = 64  # samples
+_AT_ONCE = 16  # weights of an unpacked row that are added in the time of an entry
+
 
 @dataclass
 class LinearLearner:
@@ -114,8 +118,26 @@ class LinearScorer:
 
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
-        score = _score_narrow if self.entries.dtype == np.uint16 else _score_wide
-        score(rows.indptr, rows.rows, rows.weights, self.starts, self.entries, self.levels, self.bias, out)
+        given = (rows.indptr, rows.rows, rows.weights, self.starts, self.entries, self.levels, self.bias)
+        if self.entries.dtype == np.uint16:
+            _score_narrow(*given, self._busiest(rows), out)
+        else:
+            _score_wide(*given, out)
+
+    def _busiest(self, rows: Rows) -> Float32:
+        """The weights of the first rows, those that samples have most, as a table: float32 [m, B].
+
+        None of them (m = 0) where there are too few samples to unpack them for.
+        """
+        n_buckets = len(self.bias)
+        m = min(len(self.starts) - 1, _UNPACKED // n_buckets)
+        pairs = rows.rows[rows.rows < m] if len(rows) >= _FEWEST_TO_UNPACK else rows.rows[:0]
+        entries = int(np.diff(self.starts[: m + 1])[pairs].sum())  # that would be read one by one
+        if entries <= int(self.starts[m]) + (len(pairs) + m) * n_buckets // _AT_ONCE:
+            return np.empty((0, n_buckets), np.float32)
+        table = np.zeros((m, n_buckets), np.float32)
+        _unpack_rows(self.starts, self.entries, self.levels, table)
+        return table
 
 
 @fast_kernel
@@ -174,12 +196,25 @@ def _score(indptr: Array, rows: Int32, weights: Float32, table: UInt16, bias: Fl
 @fast_kernel
 def _score_narrow(
     indptr: Array, rows: Int32, weights: Float32,
-    starts: Int64, entries: Entries, levels: Float32, bias: Float32, out: Float32,
+    starts: Int64, entries: Entries, levels: Float32, bias: Float32, table: Float32, out: Float32,
 ) -> None:  # fmt: skip
+    """``table`` [m, B]: the first rows once more, unpacked; the same numbers are added in the same order."""
+    z = np.empty(len(bias), np.float32)  # the rows of ``out`` may lie apart: vectors are added where they cannot
     for i in range(len(indptr) - 1):
-        copy(out[i], bias)
+        copy(z, bias)
         for j in range(indptr[i], indptr[i + 1]):
-            add_narrow(out[i], weights[j], entries[starts[rows[j]] : starts[rows[j] + 1]], levels)
+            if rows[j] < len(table):
+                add_row(z, weights[j], table[rows[j]])
+            else:
+                add_narrow(z, weights[j], entries[starts[rows[j]] : starts[rows[j] + 1]], levels)
+        copy(out[i], z)
+
+
+@kernel
+def _unpack_rows(starts: Int64, entries: Entries, levels: Float32, table: Float32) -> None:
+    """The first rows of narrow entries into ``table`` [m, B], zeros at first."""
+    for row in range(len(table)):
+        add_narrow(table[row], np.float32(1.0), entries[starts[row] : starts[row + 1]], levels)
 
 
 @fast_kernel

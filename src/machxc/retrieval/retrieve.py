@@ -16,8 +16,9 @@ import numpy as np
 
 from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition
+from machxc.retrieval.best_buckets import rank
 from machxc.retrieval.estimators import MEDIAN, SUM, check_names, contributions, finish, merge_of
-from machxc.retrieval.single import is_single, probabilities, rank
+from machxc.retrieval.single import is_single, probabilities
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 if TYPE_CHECKING:
@@ -322,11 +323,15 @@ def _check_logits(logits: Array, partition: Partition) -> None:
 
 
 def _finite(logits: Float32) -> Float32:
-    size = np.maximum(logits.max(axis=(1, 2)), -logits.min(axis=(1, 2)))
-    if not (size <= LARGEST_LOGIT).all():
-        row = np.flatnonzero(~(size <= LARGEST_LOGIT))[0]
-        raise DataError(f"the sketch of a query has a logit that is not finite, or too large: {size[row]}")
+    check_sizes(np.maximum(logits.max(axis=(1, 2)), -logits.min(axis=(1, 2))))
     return logits
+
+
+def check_sizes(sizes: Float32) -> None:
+    """DataError unless the largest magnitudes of the logits of queries (float32 [n]) are finite, and not too large."""
+    if not (sizes <= LARGEST_LOGIT).all():
+        row = np.flatnonzero(~(sizes <= LARGEST_LOGIT))[0]
+        raise DataError(f"the sketch of a query has a logit that is not finite, or too large: {sizes[row]}")
 
 
 def _bitmap(seen: Array | None, n_labels: int) -> Array:

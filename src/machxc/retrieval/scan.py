@@ -6,7 +6,8 @@ import numpy as np
 
 from machxc.compiled import kernel, part
 from machxc.retrieval.estimators import MEDIAN
-from machxc.retrieval.heap import best_first, offer_once
+from machxc.retrieval.heap import NO_LABEL, best_first, offer_once
+from machxc.retrieval.keys import key_of, nth_largest, take_best
 from machxc.retrieval.scoring import Integer, Lookup, find_buckets, is_seen, rest_of, score_block, score_those
 from machxc.samples import Array, Float32, Int64, UInt32
 
@@ -51,6 +52,9 @@ def scan(
         else:
             find_buckets(lookup, labels, n, buckets)
             score_block(values, buckets, n, merge, scratch, scores)
+        if total <= _BLOCK and best_labels[0, -1] == NO_LABEL:  # all labels at once, and none was found before
+            _choose_best(scores, labels, n, seen, best_scores, best_labels)
+            return
         _keep_best(scores, labels, n, seen, best_scores, best_labels)
     for q in range(n_queries):
         best_first(best_scores[q], best_labels[q])
@@ -70,3 +74,28 @@ def _keep_best(
                 if scores[j, q] >= floor[q]:
                     offer_once(best_scores[q], best_labels[q], scores[j, q], np.int64(labels[j]))
                     floor[q] = best_scores[q, 0]
+
+
+@part
+def _choose_best(
+    scores: Float32, labels: UInt32, n: Integer, seen: Array, best_scores: Float32, best_labels: Int64
+) -> None:
+    """The best of n labels, best first; if labels that may not be returned are among them, it looks further."""
+    column, keys = np.empty(n, np.float32), np.empty(n, np.int64)
+    for q in range(len(best_scores)):
+        for j in range(n):
+            column[j] = scores[j, q]
+        if np.isnan(column[0]):
+            continue
+        k = wanted = best_scores.shape[1]
+        while True:
+            least = nth_largest(column, wanted) if wanted < n else np.float32(-np.inf)
+            found: Integer = np.int64(0)
+            for j in range(n):
+                if column[j] >= least and is_seen(seen, labels[j]):
+                    keys[found] = key_of(column[j], labels[j])
+                    found += 1
+            if found >= k or wanted >= n:
+                break
+            wanted *= 2
+        take_best(keys, found, best_scores[q], best_labels[q])
