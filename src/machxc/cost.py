@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from machxc.config import Config
 from machxc.facts import Facts
-from machxc.repetition.associations import MOST_ROWS
+from machxc.repetition.associations import BAND, MOST_ROWS
 from machxc.repetition.chunks import CHUNK, CHUNK_VALUES, WINDOW, WINDOW_BYTES
+from machxc.repetition.counts import MEMBERS
 
 RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
@@ -121,9 +122,16 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
         pairs += 24 * facts.n_pairs + 20 * rows
     beside = stored + _chunk(facts)
     if added:
-        beside += 8 * added + max(2 * min(rows, MOST_ROWS) ** 2, 4 * (entries + added))
+        beside += 8 * added + max(_shown(config, facts, rows), 4 * (entries + added))
     repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + beside
     return stored, repetition, 4 * config.buckets
+
+
+def _shown(config: Config, facts: Facts, rows: int) -> int:
+    """Bytes of what left-out samples show of features, and of the table in which it is counted."""
+    associated = min(rows, MOST_ROWS)
+    of_a_sample = min(associated, facts.per_sample * (1.0 + min(facts.per_label, MEMBERS)))
+    return int(2 * min(config.associations, facts.n_pairs) * of_a_sample) + 2 * associated * min(associated, BAND)
 
 
 def _added(config: Config, facts: Facts, entries: int) -> int:

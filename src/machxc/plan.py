@@ -20,10 +20,12 @@ from machxc.facts import Facts
 
 MOST_LINEAR_BUCKETS = 1 << 16  # of a linear model that is learnt step by step: it computes them all
 _FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many samples for each: linear underfits
-_FEW_SAMPLES = 50_000  # below, a lower learning rate, and more repetitions, which cost little
+_FEW_SAMPLES = 50_000  # below, more repetitions, which cost little, and with some losses a lower learning rate
 _MANY_MORE_SAMPLES = 1_000_000  # from here on, fewer
 _FEW_PER_LABEL = 3.0  # samples a label: below, every token counts
 _ONE_TO_ONE = 256  # labels: up to here each gets a bucket of its own
+_FEW_LABELS = 1000  # up to here, where labels share buckets, small weights of many repetitions are hardly missed
+_LEAST_BUCKETS = 250  # that labels share
 _COUNTED_ONE_TO_ONE = 1 << 20  # and up to here where weights are counted: rows have entries for what they met only
 _FEW_BITS, _MOST_BITS, _MOST_COUNTED_BITS = 8, 20, 22
 # weights are counted, not learnt, where there are so many labels, with so few samples each, and so few a sample
@@ -250,7 +252,7 @@ class _Chooser:
         if k <= _ONE_TO_ONE:
             return 1 << max(1, (k - 1).bit_length()), f"{k} labels: one to one, no label shares a bucket"
         root = math.sqrt(k)
-        buckets = min(8192, max(100, round(min(3 * root, max(500, root)) / 10) * 10))
+        buckets = min(8192, max(_LEAST_BUCKETS, round(min(3 * root, max(500, root)) / 10) * 10))
         return buckets, f"{k:,} labels, {k / buckets:.0f} of them a bucket"
 
     def _repetitions(self) -> tuple[int, str]:
@@ -259,7 +261,8 @@ class _Chooser:
         if self.facts.n_labels <= _ONE_TO_ONE:
             return 4, "nothing shares a bucket; a few repetitions steady the scores"
         n = self.facts.n_samples
-        return 32 if n < _FEW_SAMPLES else 16 if n < _MANY_MORE_SAMPLES else 8, f"{n:,} samples"
+        few = 16 if self.values["hidden"] else 32
+        return few if n < _FEW_SAMPLES else 16 if n < _MANY_MORE_SAMPLES else 8, f"{n:,} samples"
 
     def _negatives(self) -> tuple[int, str]:
         return 0, ""
@@ -276,7 +279,9 @@ class _Chooser:
             return 1.0, "hidden layer"
         if self.values["loss"] == "softmax":
             return 20.0 if many else 10.0, f"linear, softmax, {size}"
-        return 5.0 if many else 3.0, f"linear, binary cross-entropy, {size}"
+        if self.one_to_one() and not many:
+            return 3.0, f"linear, binary cross-entropy, {size}, a bucket for each label"
+        return 5.0, "linear, binary cross-entropy"
 
     def _dropout(self) -> tuple[float, str]:
         return 0.0, ""
@@ -295,7 +300,12 @@ class _Chooser:
         return ASSOCIATIONS, "samples show which features go together"
 
     def _prune(self) -> tuple[float, str]:
-        return 0.5, "weights nearer to 0 change no ranking" if self.values["hidden"] == 0 else ""
+        if self.values["hidden"]:
+            return 0.0, ""
+        if self.one_to_one():
+            return 0.3, "a bucket for each label: smaller weights do not matter, and no other repetitions make up for them"
+        few = self.facts.n_labels <= _FEW_LABELS
+        return 1.0 if few else 0.5, "weights nearer to 0 change no ranking"
 
     def _min_count(self) -> tuple[int, str]:
         f = self.facts

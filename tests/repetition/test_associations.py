@@ -26,8 +26,8 @@ from machxc.testing import make_samples
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few samples show little: believe all of it."""
-    for name, value in {"FEWEST_MET": 1, "FEWEST": 1, "LIFT": 0.5, "LEAST": 0.01}.items():
+    """Few samples show little: believe all of it, and count it in more than one band."""
+    for name, value in {"BAND": 5, "FEWEST_MET": 1, "FEWEST": 1, "LIFT": 0.5, "LEAST": 0.01}.items():
         monkeypatch.setattr(associations, name, value)
 
 

@@ -42,6 +42,7 @@ FEWEST_MET = 16  # buckets that such a feature has met
 MOST_LEFT_OUT = (1 << 16) - 1  # so that numbers of samples fit 16 bits
 FEWEST, LIFT, LEAST, DOUBT = 3, 3.0, 0.015, 5.0  # n(f, g); t / p(f); t and E; samples made up against chance
 BATCH = 2048  # left-out samples prepared at a time
+BAND = 1024  # features g for which n(f, g) is counted at a time: 16 MB, which the caches hold better than all, too
 _BLOCK = 64  # features g whose t is computed at a time
 _LOOKED_AT, _BUCKETS = 4096, 1024  # buckets that tell which E to take; buckets whose E is computed at a time
 
@@ -66,6 +67,19 @@ class Added:
     def nothing(cls, n_rows: int) -> Added:
         """No weights."""
         return cls(np.zeros(n_rows + 1, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32))
+
+
+class _Shown(NamedTuple):
+    """What some left-out samples show.
+
+    Of the i-th, the features that the others of its bucket lack: ``rows`` uint16 from starts[i] to starts[i + 1] (int64
+    [n + 1]); and those that the others have: ``others`` uint16 from other_starts[i] to other_starts[i + 1].
+    """
+
+    starts: Int64
+    rows: UInt16
+    other_starts: Int64
+    others: UInt16
 
 
 class _Features(NamedTuple):
@@ -119,21 +133,51 @@ def _learn(
     chosen = with_others(pairs)
     random.shuffle(chosen, random.stream(config.seed, random.ASSOCIATIONS, r))
     chosen = np.sort(chosen[: min(config.associations, MOST_LEFT_OUT)])
-    together = np.zeros((n_rows, n_rows), np.uint16)
-    having, lacking = np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
+    shown = []
     for start in range(0, len(chosen), BATCH):
-        batch = chosen[start : start + BATCH]
-        queries = encoder(samples.features, pairs.members[batch].astype(np.int64))
-        buckets, places = np.unique(pairs.buckets[batch], return_inverse=True)
-        members = members_of(samples, encoder, pairs, buckets.astype(np.int64))
-        _tally(
-            queries.indptr, queries.rows, queries.weights, batch, places.astype(np.int64),
-            members.starts, members.pairs, members.rows.indptr, members.rows.rows, members.rows.weights,
-            together, having, lacking,
-        )  # fmt: skip
+        shown.append(_shown(samples, encoder, pairs, chosen[start : start + BATCH], n_rows))
         if on_samples is not None:
             on_samples(0)
-    return table_of(together, having, lacking, len(chosen))
+    having = _times([batch.others for batch in shown], n_rows)
+    lacking = _times([batch.rows for batch in shown], n_rows)
+    parts = []
+    for first in range(0, n_rows, BAND):
+        together = np.zeros((min(BAND, n_rows - first), n_rows), np.uint16)
+        for batch in shown:
+            _tally(batch.starts, batch.rows, batch.other_starts, batch.others, first, together)
+        parts.append(table_of(together, having[first : first + BAND], lacking, len(chosen)))
+    return _joined(parts)
+
+
+def _shown(samples: Samples, encoder: Encoder, pairs: Pairs, batch: Int64, n_rows: int) -> _Shown:
+    """What the left-out samples ``batch`` (numbers of their pairs) show."""
+    queries = encoder(samples.features, pairs.members[batch].astype(np.int64))
+    buckets, places = np.unique(pairs.buckets[batch], return_inverse=True)
+    members = members_of(samples, encoder, pairs, buckets.astype(np.int64))
+    room = np.minimum(n_rows, np.diff(members.rows.indptr[members.starts]))[places].sum()
+    starts, other_starts = np.zeros(len(batch) + 1, np.int64), np.zeros(len(batch) + 1, np.int64)
+    rows, others = np.empty(len(queries.rows), np.uint16), np.empty(room, np.uint16)
+    _show(
+        queries.indptr, queries.rows, queries.weights, batch, places.astype(np.int64),
+        members.starts, members.pairs, members.rows.indptr, members.rows.rows, members.rows.weights,
+        n_rows, starts, rows, other_starts, others,
+    )  # fmt: skip
+    return _Shown(starts, rows[: starts[-1]].copy(), other_starts, others[: other_starts[-1]].copy())
+
+
+def _times(parts: list[UInt16], n_rows: int) -> Int64:
+    """How often each row occurs in all of them."""
+    times = np.zeros(n_rows, np.int64)
+    for part in parts:
+        times += np.bincount(part, minlength=n_rows)
+    return times
+
+
+def _joined(parts: list[Table]) -> Table:
+    """Tables of bands of rows g, one after the other."""
+    sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.starts) for part in parts)])
+    rows = np.concatenate([np.empty(0, np.int32), *(part.rows for part in parts)])
+    return Table(np.cumsum(sizes), rows, np.concatenate([np.empty(0, np.float32), *(part.chances for part in parts)]))
 
 
 def table_of(together: UInt16, having: Int64, lacking: Int64, n: int) -> Table:
@@ -187,17 +231,15 @@ def _expected(features: _Features, table: Table, buckets: Int64, least: np.float
 
 
 @kernel
-def _tally(
+def _show(
     indptr: Int64, rows: Int32, values: Float32, pairs: Int64, places: Int64,
     member_starts: Int64, member_pairs: Int64, member_indptr: Int64, member_rows: Int32, member_values: Float32,
-    together: UInt16, having: Int64, lacking: Int64,
+    n_rows: int, out_starts: Int64, out_rows: UInt16, other_starts: Int64, others: UInt16,
 ) -> None:  # fmt: skip
-    """Count left-out samples, the ``pairs``, into n(f, g), n(g) and n p(f); the i-th is of bucket ``places[i]``."""
-    n_rows = len(together)
+    """Fill a `_Shown` with left-out samples, the ``pairs``; the i-th is of bucket ``places[i]``."""
     met = np.full(n_rows, -1, np.int64)  # the sample for which a feature was met last
-    others = np.empty(n_rows, np.int64)
+    n = done = 0
     for i in range(len(indptr) - 1):
-        n = 0
         for m in range(member_starts[places[i]], member_starts[places[i] + 1]):
             if member_pairs[m] == pairs[i]:
                 continue
@@ -206,15 +248,22 @@ def _tally(
                 if g < n_rows and met[g] != i and member_values[j] > 0.0:
                     met[g], others[n] = i, g
                     n += 1
-        for g in others[:n]:
-            having[g] += 1
         for j in range(indptr[i], indptr[i + 1]):
             f = rows[j]
             if f < n_rows and met[f] != i and values[j] > 0.0:
-                met[f] = i
-                lacking[f] += 1
-                for g in others[:n]:
-                    together[g, f] += 1
+                met[f], out_rows[done] = i, f
+                done += 1
+        out_starts[i + 1], other_starts[i + 1] = done, n
+
+
+@kernel
+def _tally(starts: Int64, rows: UInt16, other_starts: Int64, others: UInt16, first: int, together: UInt16) -> None:
+    """Count what samples show of the rows g from ``first`` on into ``together`` [g - first, f]."""
+    for i in range(len(starts) - 1):
+        for g in others[other_starts[i] : other_starts[i + 1]]:
+            if first <= g < first + len(together):
+                for f in rows[starts[i] : starts[i + 1]]:
+                    together[g - first, f] += 1
 
 
 @kernel
