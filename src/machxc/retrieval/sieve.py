@@ -9,14 +9,15 @@ so it can be among the k best only if its gains add up to what the k-th best sco
 *dues*. The search (`machxc.retrieval.search`) scores every member of an open bucket, R lookups each, most of them in
 vain: nearly all are in one open bucket only. The sieve adds up gains instead, in a table of 8-bit cells that stays in
 the caches, a cell for all labels with the same lower bits: one addition a member. Others in its cell can only add to
-what a label seems to have gained; it is scored as soon as its cell has its dues.
+what a label seems to have gained; it is scored as soon as its cell has its dues. Small gains are added first: most
+cells that reach the dues do so by the last gains then, of which there are few, and few labels are scored in vain.
 
 A query takes passes over the members of open buckets. *Probes* open those that stand out most and score the labels
 of the fullest cells, to find a k-th best score: often it is the final one. Given that, a *plan*: the levels, and the
 number of cells, that make the proof cheapest. Opening one more bucket costs the same in every repetition, so the levels
 are those of a Lagrange multiplier: each repetition minimises its open buckets + multiplier * next[r]. Last the *proof*:
-all labels that have their dues are scored. How full cells are by chance is known beforehand: what falls into one is a
-compound Poisson distribution. If a plan says that the proof would take longer than a scan of all labels, nothing is
+all labels that have their dues are scored. How full cells are by chance is known beforehand, after each size of gain:
+what has fallen into one is a compound Poisson distribution. If a plan says that the proof would take longer than a scan of all labels, nothing is
 proven and the caller scans.
 """
 
@@ -63,6 +64,7 @@ _LISTED, _MOST_LISTED = 2048, 1 << 15  # buckets listed at first, and at most
 _MULTIPLIERS, _STEP = 40, 1.5  # how many are tried, and the factor between them
 _FILTERS, _LOOKS = 16, 4  # repetitions in which labels are looked up before they are scored; looks between
 _SLACK = 4.0  # times the rounding of a sum: that of all that is taken from a bound
+_NEGLIGIBLE = 1e-12  # probability
 _HALVINGS = 8  # of the bounds between which a probe looks for its dues
 
 
@@ -254,42 +256,52 @@ def _count_gains(one: _Sieve, unit: float) -> None:
 
 @part
 def _likely(one: _Sieve, lookup: Lookup, bits: int) -> float:
-    """How many open buckets the members would fill that seem to have their dues, with what else is in their cells.
+    """How many open buckets the members would fill that find their dues in their cell, smaller gains first."""
+    return _reached(one.counts, lookup.n_labels / lookup.n_buckets / (1 << bits), one.chance)
 
-    Gains come to a cell as a Poisson process; their sum has a compound distribution, by Panjer's recursion (1981).
+
+@fast_kernel
+def _reached(counts: Float64, rate: float, chance: Float64) -> float:
+    """How many of counts[x] gains of x come to a cell where smaller ones add up to what they lack of the last.
+
+    ``rate`` * counts[x] of them come to a cell on average, as a Poisson process; ``chance``: scratch. Of gains alike,
+    half of the others come before.
     """
-    _panjer(one.counts, lookup.n_labels / lookup.n_buckets / (1 << bits), one.chance)
-    total, enough = 0.0, one.chance[_UNITS]  # the probability that others have what a gain of 0 lacks
-    for gain in range(_UNITS + 1):
-        total += one.counts[gain] * enough
-        enough += one.chance[_UNITS - 1 - gain] if gain < _UNITS else 0.0
+    top = len(counts) - 1
+    spare = np.empty(top, np.float64)
+    chance[:] = 0.0
+    chance[0] = 1.0
+    total = 0.0
+    for gain in range(1, top + 1):
+        if counts[gain] > 0:
+            lacks, before, after = top - gain, 0.0, 0.0
+            for x in range(lacks):
+                before += chance[x]
+            _add_gains(chance, gain, counts[gain] * rate, spare)
+            for x in range(lacks):
+                after += chance[x]
+            total += counts[gain] * max(0.0, 1.0 - (before + after) / 2)
     return total
 
 
 @fast_kernel
-def _panjer(counts: Float64, rate: float, chance: Float64) -> None:
-    """chance[x] = the probability that gains, of which ``rate`` * counts[x] are x on average, add up to x.
+def _add_gains(chance: Float64, gain: int, mean: float, spare: Float64) -> None:
+    """chance[x], the probability of a sum of x, becomes that with a Poisson number of gains more, ``mean`` on average.
 
-    The last: to that or more.
+    Of sums as long as ``spare``, which is scratch.
     """
-    top = len(chance) - 1
-    weights = np.empty(top + 1, np.float64)
-    backwards = np.zeros(top + 1, np.float64)  # chance[x] at top - x: the inner loop reads both forwards
-    total = 0.0
-    for x in range(1, top + 1):
-        weights[x] = x * counts[x] * rate
-        total += counts[x] * rate
-    backwards[top] = np.exp(-total)
-    below = backwards[top]
-    for x in range(1, top):
-        found = 0.0
-        for gain in range(1, x + 1):
-            found += weights[gain] * backwards[top - x + gain]
-        backwards[top - x] = found / x
-        below += backwards[top - x]
+    weight, top = np.exp(-mean), len(spare)
     for x in range(top):
-        chance[x] = backwards[top - x]
-    chance[top] = max(0.0, 1.0 - below)
+        spare[x] = weight * chance[x]
+    for times in range(1, (top - 1) // gain + 1):
+        weight *= mean / times
+        if weight < _NEGLIGIBLE and times > mean:
+            break
+        start = times * gain
+        for x in range(top - start):
+            spare[start + x] += weight * chance[x]
+    for x in range(top):
+        chance[x] = spare[x]
 
 
 @part
@@ -305,24 +317,24 @@ def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -
     A label's last member is added when all its gains are there, so none that has enough is missed. Gains are rounded up
     to units. ``rising``: that is the dues, which rise with the k-th best score.
     """
-    lower = np.uint32((1 << one.bits[0]) - 1)
     one.cells[: 1 << one.bits[0]] = 0
     _find_order(one)
-    least = _UNITS
+    least, left = _UNITS, one.open.copy()
     waiting: Integer = np.int64(0)
-    for r in range(len(one.open)):
-        for i in range(one.open[r]):
-            gain = _in_units(one, r, i, unit, _TOP)
-            start, stop = places(lookup, r, one.tops.buckets[one.tops.starts[r] + i])
-            for place in range(start, stop, _CHUNK):
-                n = min(_CHUNK, stop - place)
-                find_members(lookup, r, place, n, one.members)
-                waiting = _add_and_pick(one, n, lower, gain, least, waiting)
-                if waiting >= _WAITING:
-                    _score(one, lookup, seen, waiting, unit)
-                    waiting = np.int64(0)
-                    if rising:
-                        least = max(0, min(_TOP, int(_dues(one) / unit)))
+    for gain in range(1, _TOP + 1):
+        for r in range(len(left)):
+            while left[r] and _in_units(one, r, left[r] - 1, unit, _TOP) <= gain:
+                left[r] -= 1
+                start, stop = places(lookup, r, one.tops.buckets[one.tops.starts[r] + left[r]])
+                for place in range(start, stop, _CHUNK):
+                    n = min(_CHUNK, stop - place)
+                    find_members(lookup, r, place, n, one.members)
+                    waiting = _add_and_pick(one, lookup, n, gain, least, waiting)
+                    if waiting >= _WAITING:
+                        _score(one, lookup, seen, waiting, unit)
+                        waiting = np.int64(0)
+                        if rising:
+                            least = max(0, min(_TOP, int(_dues(one) / unit)))
     _score(one, lookup, seen, waiting, unit)
 
 
@@ -341,11 +353,17 @@ def _find_order(one: _Sieve) -> None:
 
 
 @part
-def _add_and_pick(one: _Sieve, n: Integer, lower: np.uint32, gain: int, least: int, waiting: Integer) -> Integer:
+def _add_and_pick(one: _Sieve, lookup: Lookup, n: Integer, gain: int, least: int, waiting: Integer) -> Integer:
     """Add a gain to the cells of n members, up to what a cell can hold; append those whose cell has ``least`` then to
     the labels waiting to be scored; how many wait then."""
-    units, enough = np.uint32(gain), np.uint32(least)
+    lower = np.uint32((1 << one.bits[0]) - 1)
+    n_labels, units, enough = np.uint32(lookup.n_labels), np.uint32(gain), np.uint32(least)
+    kept: Integer = np.int64(0)
     for j in range(n):
+        label = one.members[j]
+        one.members[kept] = label
+        kept += label < n_labels
+    for j in range(kept):
         label = one.members[j]
         cell = label & lower
         content = np.uint32(one.cells[cell]) + units
