@@ -50,14 +50,16 @@ Float64 = npt.NDArray[np.float64]
 
 _FEWEST_BITS, _MOST_BITS = 20, 23  # of a label, that tell its cell: tables from a second-level cache to a third-level
 _CHUNK = 512  # members looked up at a time
-_SCORED = 25.0  # see `_price`
+_SCORED, _LOOKED_AT = 25.0, 15.0  # what a label costs, in the unit of `_price`: that is scored; most are ruled out first
 _WAITING = 4096  # labels scored at a time: each time the values of all buckets are fetched
 _TOP = 255  # a full cell
 _UNITS = 128  # what a label needs to be scored, in units of a cell
 _FIRST_PROBE = 1_000_000.0  # cost: see `_price`
-_DEEPER, _OF_PROOF = 4.0, 0.1  # a next probe costs so many times as much as the last, or this share of the proof
-_CONVERGED = 0.7  # a proof that is not cheaper than that after a probe will not become so by another
-_PROBE, _PLAN, _PROVE, _LAST = 0, 1, 2, 3  # steps of a query
+_FIRST_SHARE = 0.25  # of what is for probes, if that is less
+_DEEPER = 4.0  # times the cost of the last probe is that of the next
+_OF_PROOF, _OF_LIMIT = 1 / 16, 1 / 8  # what a probe may cost, of the proof planned, or of the limit where there is none
+_PROMISING, _HOPEFUL = 1 / 2, 8.0  # such a part of the limit is a proof to hope for: so many times as much for probes
+_PROBE, _PLAN, _HOPE, _PROVE, _LAST = 0, 1, 2, 3, 4  # steps of a query
 _PROBE_BITS = 21  # of a label, that tell its cell in a probe
 _SHARE = 0.5  # of a probe for members, the rest is for scoring
 _LISTED, _MOST_LISTED = 2048, 1 << 15  # buckets listed at first, and at most
@@ -133,37 +135,59 @@ def sieve(
 
 @part
 def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: float) -> bool:
-    """Probe as long as that makes the proof cheaper by more than it costs; then prove, if the limit allows.
+    """Probe, deeper and deeper as long as that is little beside the proof, or no proof is in sight; then prove.
 
-    If it does not, but all of it is for probes, what is left goes into a last one. (One loop, so that each step is
-    compiled into one place.)
+    If the limit does not allow that, but all of it is for probes, what is left goes into a last one. (One loop, so that
+    each step is compiled into one place.)
     """
-    bounded, size, before = probes >= limit, min(_FIRST_PROBE, probes / 2), np.inf
+    bounded, size, hopeful = probes >= limit, min(_FIRST_PROBE, probes * _FIRST_SHARE), False
     n_listed, wanted, step = 0, max(_LISTED, _to_open(lookup, size)), _PROBE
     while True:
         if wanted > n_listed and n_listed < _MOST_LISTED:
             n_listed = min(wanted, _MOST_LISTED)
             list_tops(one.values, n_listed, one.tops)
             find_corners(one.tops)
-        if step != _PLAN:
-            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one)) / _UNITS
+        if step != _PLAN and step != _HOPE:
+            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one, one.best_scores[0])) / _UNITS
             if unit > 0:
                 _pass(one, lookup, seen, unit, step == _PROVE)
             if step >= _PROVE:
                 return bool(step == _PROVE)
             probes, limit = probes - size, limit - size
-        cost = _plan(one, lookup, limit)
-        deeper = min(max(_DEEPER * size, _OF_PROOF * cost if cost < limit else 0.0), probes)
-        if cost == limit and n_listed < min(_MOST_LISTED, _to_open(lookup, limit)):
-            wanted, step = 4 * n_listed, _PLAN
-        elif cost <= deeper or (bounded and deeper == probes) or cost > _CONVERGED * before or deeper < size:
-            if cost == limit and not bounded:
-                return False
-            size, step = limit, _PROVE if cost < limit else _LAST
-            wanted = n_listed if step == _PROVE else _to_open(lookup, size)
-        else:
-            size, before, step = deeper, cost, _PROBE
+        cost = _plan(one, lookup, _hope(one) if step == _HOPE else float(one.best_scores[0]), limit)
+        if step != _HOPE and cost == limit:
+            if n_listed < min(_MOST_LISTED, _to_open(lookup, limit)):
+                wanted, step = 4 * n_listed, _PLAN
+                continue
+            if not bounded and not hopeful:
+                step = _HOPE
+                continue
+        if step == _HOPE:
+            hopeful, cost = cost < _PROMISING * limit, limit
+            probes *= _HOPEFUL if hopeful else 1.0
+        worth = _OF_PROOF * cost if cost < limit else _OF_LIMIT * limit if bounded else probes
+        if _DEEPER * size <= worth:
+            size, step = _DEEPER * size, _PROBE
             wanted = _to_open(lookup, size)
+        elif cost < limit:
+            step = _PROVE
+        elif bounded:
+            size, step = limit, _LAST
+            wanted = _to_open(lookup, size)
+        else:
+            return False
+
+
+@part
+def _hope(one: _Sieve) -> float:
+    """A score half-way between the k-th best and the best: what the k-th best may become where some labels stand out.
+
+    A flat sketch has none so good that a proof could start from it.
+    """
+    best = one.best_scores[0]
+    for i in range(len(one.best_scores)):
+        best = max(best, one.best_scores[i])
+    return (float(best) + float(one.best_scores[0])) / 2
 
 
 @part
@@ -173,13 +197,13 @@ def _to_open(lookup: Lookup, cost: float) -> int:
 
 
 @part
-def _price(lookup: Lookup, n_open: float, n_scored: float, bits: int) -> float:
-    """What it costs to open buckets, and to score as many labels as are in ``n_scored`` buckets.
+def _price(lookup: Lookup, n_open: float, n_looked: float, bits: int) -> float:
+    """What it costs to open buckets, and to look at as many labels as are in ``n_looked`` buckets, most in vain.
 
     The unit is what a member of a bucket takes where cells are in the second-level cache (1.3 ns). Measured.
     """
     members = lookup.n_labels / lookup.n_buckets
-    return members * (n_open * (1 + (bits - _FEWEST_BITS) ** 2 / 5) + _SCORED * n_scored) + (1 << bits) / 16
+    return members * (n_open * (1 + (bits - _FEWEST_BITS) ** 3 / 17) + _LOOKED_AT * n_looked) + (1 << bits) / 16
 
 
 @part
@@ -209,12 +233,12 @@ def _aim(one: _Sieve, lookup: Lookup, cost: float) -> float:
 
 
 @part
-def _plan(one: _Sieve, lookup: Lookup, limit: float) -> float:
-    """Open what makes the proof cheapest; its cost, or the limit if it is not below that."""
+def _plan(one: _Sieve, lookup: Lookup, floor: float, limit: float) -> float:
+    """Open what makes the proof cheapest if the floor is the k-th best score; its cost, or the limit if not below."""
     spread = 0.0
     for r in range(len(one.open)):
         spread = max(spread, level(one.tops, r, 0) - float(one.tops.below[r]))
-    if one.best_scores[0] == -np.inf or spread <= 0:
+    if floor == -np.inf or spread <= 0:
         return limit
     at, best = np.zeros(len(one.open), np.int64), one.open.copy()
     multiplier, cheapest = 0.1 / spread, limit
@@ -223,7 +247,7 @@ def _plan(one: _Sieve, lookup: Lookup, limit: float) -> float:
         multiplier *= _STEP
         if _price(lookup, n_open, 0.0, _FEWEST_BITS) >= cheapest:
             break
-        dues = _dues(one)
+        dues = _dues(one, floor)
         if dues > 0:
             _count_gains(one, dues / _UNITS)
             for bits in range(_FEWEST_BITS, _MOST_BITS + 1):
@@ -236,13 +260,13 @@ def _plan(one: _Sieve, lookup: Lookup, limit: float) -> float:
 
 
 @part
-def _dues(one: _Sieve) -> float:
-    """What the gains of a label must add up to if it is among the k best; gains count from the levels then."""
+def _dues(one: _Sieve, floor: float) -> float:
+    """What the gains of a label must add up to if it scores ``floor``; gains count from the levels then."""
     total = 0.0
     for r in range(len(one.open)):
         one.base[r] = level(one.tops, r, one.open[r])
         total += one.base[r]
-    return float(one.best_scores[0]) - total - float(one.rest[-1])  # after the last repetition the rest is rounding
+    return float(floor) - total - float(one.rest[-1])  # after the last repetition the rest is rounding
 
 
 @part
@@ -334,7 +358,7 @@ def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -
                         _score(one, lookup, seen, waiting, unit)
                         waiting = np.int64(0)
                         if rising:
-                            least = max(0, min(_TOP, int(_dues(one) / unit)))
+                            least = max(0, min(_TOP, int(_dues(one, one.best_scores[0]) / unit)))
     _score(one, lookup, seen, waiting, unit)
 
 
