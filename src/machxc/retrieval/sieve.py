@@ -17,8 +17,8 @@ of the fullest cells, to find a k-th best score: often it is the final one. Give
 number of cells, that make the proof cheapest. Opening one more bucket costs the same in every repetition, so the levels
 are those of a Lagrange multiplier: each repetition minimises its open buckets + multiplier * next[r]. Last the *proof*:
 all labels that have their dues are scored. How full cells are by chance is known beforehand, after each size of gain:
-what has fallen into one is a compound Poisson distribution. If a plan says that the proof would take longer than a scan of all labels, nothing is
-proven and the caller scans.
+what has fallen into one is a compound Poisson distribution. If a plan says that the proof would take longer than a scan
+of all labels, nothing is proven and the caller scans.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Float64 = npt.NDArray[np.float64]
 
 _FEWEST_BITS, _MOST_BITS = 20, 23  # of a label, that tell its cell: tables from a second-level cache to a third-level
 _CHUNK = 512  # members looked up at a time
-_SCORED, _LOOKED_AT = 25.0, 15.0  # what a label costs, in the unit of `_price`: that is scored; most are ruled out first
+_SCORED, _LOOKED_AT = 25.0, 15.0  # see `_price`: what a label costs that is scored, or looked at and mostly ruled out
 _WAITING = 4096  # labels scored at a time: each time the values of all buckets are fetched
 _TOP = 255  # a full cell
 _UNITS = 128  # what a label needs to be scored, in units of a cell
@@ -63,6 +63,7 @@ _PROBE, _PLAN, _HOPE, _PROVE, _LAST = 0, 1, 2, 3, 4  # steps of a query
 _PROBE_BITS = 21  # of a label, that tell its cell in a probe
 _SHARE = 0.5  # of a probe for members, the rest is for scoring
 _LISTED, _MOST_LISTED = 2048, 1 << 15  # buckets listed at first, and at most
+_AHEAD = 16  # times the cost of the last probe can be planned for: a better score may need fewer buckets than to list
 _MULTIPLIERS, _STEP = 40, 1.5  # how many are tried, and the factor between them
 _FILTERS, _LOOKS = 16, 4  # repetitions in which labels are looked up before they are scored; looks between
 _SLACK = 4.0  # times the rounding of a sum: that of all that is taken from a bound
@@ -156,7 +157,7 @@ def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: f
             probes, limit = probes - size, limit - size
         cost = _plan(one, lookup, _hope(one) if step == _HOPE else float(one.best_scores[0]), limit)
         if step != _HOPE and cost == limit:
-            if n_listed < min(_MOST_LISTED, _to_open(lookup, limit)):
+            if n_listed < min(_MOST_LISTED, _to_open(lookup, min(limit, _AHEAD * size))):
                 wanted, step = 4 * n_listed, _PLAN
                 continue
             if not bounded and not hopeful:
