@@ -137,7 +137,7 @@ def rest_of(values: Float32, merge: int, rest: Float32) -> None:
     for r in range(len(values) - 1, -1, -1):
         rest[r] = total
         if merge == SUM:
-            high, low = _extremes(values[r])
+            high, low = extremes(values[r])
             total += high
             size += max(high, -low)
     for r in range(len(values)):
@@ -145,7 +145,7 @@ def rest_of(values: Float32, merge: int, rest: Float32) -> None:
 
 
 @fast_kernel
-def _extremes(values: Float32) -> tuple[float, float]:
+def extremes(values: Float32) -> tuple[float, float]:
     """The largest and the smallest value; where order may change, vector by vector."""
     high, low = values[0], values[0]
     for b in range(len(values)):

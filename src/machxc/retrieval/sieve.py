@@ -28,9 +28,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import fast_kernel, kernel, part
+from machxc.compiled import fast_kernel, inline, kernel, part
 from machxc.retrieval.estimators import SUM
-from machxc.retrieval.heap import best_first, offer_once
+from machxc.retrieval.heap import ROOT, best_first, offer_once
 from machxc.retrieval.scoring import (
     Integer,
     Lookup,
@@ -60,7 +60,7 @@ _DEEPER = 4.0  # times the cost of the last probe is that of the next
 _OF_PROOF, _OF_LIMIT = 1 / 16, 1 / 8  # what a probe may cost, of the proof planned, or of the limit where there is none
 _PROMISING, _HOPEFUL = 1 / 2, 8.0  # such a part of the limit is a proof to hope for: so many times as much for probes
 _PROBE, _PLAN, _HOPE, _PROVE, _LAST = 0, 1, 2, 3, 4  # steps of a query
-_PROBE_BITS = 21  # of a label, that tell its cell in a probe
+_PROBE_BITS, _CROWDED = 21, 2.4  # of a label, that tell its cell in a probe: more if so many members come to a cell
 _SHARE = 0.5  # of a probe for members, the rest is for scoring
 _LISTED, _MOST_LISTED = 2048, 1 << 15  # buckets listed at first, and at most
 _AHEAD = 16  # times the cost of the last probe can be planned for: a better score may need fewer buckets than to list
@@ -125,7 +125,7 @@ def sieve(
     bounds, scores = np.empty(_WAITING + _CHUNK, np.float32), np.empty(_WAITING + _CHUNK, np.float32)
     order = np.empty(min(_FILTERS, n_repetitions), np.int64)
     for i in range(n):
-        rest_of(values[i], SUM, rest)
+        rest_of(values[i], np.int64(SUM), rest)
         one = _Sieve(
             values[i], best_scores[i], best_labels[i], rest, tops, opened, base, bits, cells, counts, chance,
             members, waiting, bounds, scores, scratch, order,
@@ -134,7 +134,7 @@ def sieve(
         best_first(best_scores[i], best_labels[i])
 
 
-@part
+@inline
 def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: float) -> bool:
     """Probe, deeper and deeper as long as that is little beside the proof, or no proof is in sight; then prove.
 
@@ -149,13 +149,13 @@ def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: f
             list_tops(one.values, n_listed, one.tops)
             find_corners(one.tops)
         if step != _PLAN and step != _HOPE:
-            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one, one.best_scores[0])) / _UNITS
+            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one, np.float64(one.best_scores[0]))) / _UNITS
             if unit > 0:
                 _pass(one, lookup, seen, unit, step == _PROVE)
             if step >= _PROVE:
                 return bool(step == _PROVE)
             probes, limit = probes - size, limit - size
-        cost = _plan(one, lookup, _hope(one) if step == _HOPE else float(one.best_scores[0]), limit)
+        cost = _plan(one, lookup, _hope(one) if step == _HOPE else np.float64(one.best_scores[0]), limit)
         if step != _HOPE and cost == limit:
             if n_listed < min(_MOST_LISTED, _to_open(lookup, min(limit, _AHEAD * size))):
                 wanted, step = 4 * n_listed, _PLAN
@@ -207,7 +207,7 @@ def _price(lookup: Lookup, n_open: float, n_looked: float, bits: int) -> float:
     return members * (n_open * (1 + (bits - _FEWEST_BITS) ** 3 / 17) + _LOOKED_AT * n_looked) + (1 << bits) / 16
 
 
-@part
+@inline
 def _aim(one: _Sieve, lookup: Lookup, cost: float) -> float:
     """Open the buckets that stand out most, for a probe; what a label must have above the means of all repetitions.
 
@@ -218,27 +218,30 @@ def _aim(one: _Sieve, lookup: Lookup, cost: float) -> float:
     low, high = np.inf, 0.0
     for r in range(len(one.open)):
         one.base[r] = one.tops.means[r]
-        high += max(0.0, level(one.tops, r, 0) - one.base[r])
+        high += max(0.0, level(one.tops, r, ROOT) - one.base[r])
         if one.open[r]:
             low = min(low, level(one.tops, r, one.open[r] - 1) - one.base[r])
-    low, one.bits[0] = max(low, 1e-30), _PROBE_BITS
-    wanted = (1 - _SHARE) * cost * lookup.n_buckets / lookup.n_labels / _SCORED
+    low, members = max(low, 1e-30), lookup.n_labels / lookup.n_buckets
+    wanted = (1 - _SHARE) * cost / members / _SCORED
+    one.bits[0] = _PROBE_BITS
+    while one.bits[0] < _MOST_BITS and _SHARE * cost > _CROWDED * (1 << one.bits[0]):
+        one.bits[0] += 1
     for _ in range(_HALVINGS):
         dues = np.sqrt(low * high)
         _count_gains(one, dues / _UNITS)
-        if _likely(one, lookup, _PROBE_BITS) > wanted:
+        if _likely(one, lookup, one.bits[0]) > wanted:
             low = dues
         else:
             high = dues
     return high
 
 
-@part
+@inline
 def _plan(one: _Sieve, lookup: Lookup, floor: float, limit: float) -> float:
     """Open what makes the proof cheapest if the floor is the k-th best score; its cost, or the limit if not below."""
     spread = 0.0
     for r in range(len(one.open)):
-        spread = max(spread, level(one.tops, r, 0) - float(one.tops.below[r]))
+        spread = max(spread, level(one.tops, r, ROOT) - float(one.tops.below[r]))
     if floor == -np.inf or spread <= 0:
         return limit
     at, best = np.zeros(len(one.open), np.int64), one.open.copy()
@@ -246,7 +249,7 @@ def _plan(one: _Sieve, lookup: Lookup, floor: float, limit: float) -> float:
     for _ in range(_MULTIPLIERS):
         n_open = open_corners(one.tops, multiplier, at, one.open)
         multiplier *= _STEP
-        if _price(lookup, n_open, 0.0, _FEWEST_BITS) >= cheapest:
+        if _price(lookup, n_open, 0.0, np.int64(_FEWEST_BITS)) >= cheapest:
             break
         dues = _dues(one, floor)
         if dues > 0:
@@ -255,8 +258,10 @@ def _plan(one: _Sieve, lookup: Lookup, floor: float, limit: float) -> float:
                 cost = _price(lookup, n_open, _likely(one, lookup, bits), bits)
                 if cost < cheapest:
                     cheapest, one.bits[0] = cost, bits
-                    best[:] = one.open
-    one.open[:] = best
+                    for r in range(len(best)):  # not as one assignment: its check of shapes takes a second to compile
+                        best[r] = one.open[r]
+    for r in range(len(best)):
+        one.open[r] = best[r]
     return cheapest
 
 
@@ -276,7 +281,7 @@ def _count_gains(one: _Sieve, unit: float) -> None:
     one.counts[:] = 0.0
     for r in range(len(one.open)):
         for i in range(one.open[r]):
-            one.counts[_in_units(one, r, i, unit, _UNITS)] += 1.0
+            one.counts[_in_units(one, r, i, unit, np.int64(_UNITS))] += 1.0
 
 
 @part
@@ -335,7 +340,7 @@ def _in_units(one: _Sieve, r: Integer, i: Integer, unit: float, top: int) -> int
     return int(max(0.0, min(np.ceil((level(one.tops, r, i) - one.base[r]) / unit), top)))
 
 
-@part
+@inline
 def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -> None:
     """Add up the gains of the members of all open buckets; score the labels whose cell has _UNITS of them then.
 
@@ -344,11 +349,11 @@ def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -
     """
     one.cells[: 1 << one.bits[0]] = 0
     _find_order(one)
-    least, left = _UNITS, one.open.copy()
+    least, left = np.int64(_UNITS), one.open.copy()
     waiting: Integer = np.int64(0)
     for gain in range(1, _TOP + 1):
         for r in range(len(left)):
-            while left[r] and _in_units(one, r, left[r] - 1, unit, _TOP) <= gain:
+            while left[r] and _in_units(one, r, left[r] - 1, unit, np.int64(_TOP)) <= gain:
                 left[r] -= 1
                 start, stop = places(lookup, r, one.tops.buckets[one.tops.starts[r] + left[r]])
                 for place in range(start, stop, _CHUNK):
@@ -359,7 +364,7 @@ def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -
                         _score(one, lookup, seen, waiting, unit)
                         waiting = np.int64(0)
                         if rising:
-                            least = max(0, min(_TOP, int(_dues(one, one.best_scores[0]) / unit)))
+                            least = max(0, min(_TOP, int(_dues(one, np.float64(one.best_scores[0])) / unit)))
     _score(one, lookup, seen, waiting, unit)
 
 
@@ -410,7 +415,7 @@ def _score(one: _Sieve, lookup: Lookup, seen: Array, n: Integer, unit: float) ->
         one.waiting[kept] = label
         kept += label < lookup.n_labels and is_seen(seen, label)
     floor = one.best_scores[0]
-    kept = score_those(one.values, lookup, one.waiting, kept, SUM, one.rest, floor, one.scratch, one.scores)
+    kept = score_those(one.values, lookup, one.waiting, kept, np.int64(SUM), one.rest, floor, one.scratch, one.scores)
     for j in range(kept):
         offer_once(one.best_scores, one.best_labels, one.scores[j], np.int64(one.waiting[j]))
 
