@@ -102,7 +102,7 @@ def score_those(
     lookup: Lookup,
     labels: UInt32,
     n: Integer,
-    merge: int,
+    merge: Integer,
     rest: Float32,
     floor: float,
     buckets: UInt32,
@@ -131,7 +131,7 @@ def score_those(
 
 
 @part
-def rest_of(values: Float32, merge: int, rest: Float32) -> None:
+def rest_of(values: Float32, merge: Integer, rest: Float32) -> None:
     """rest[r] = the most that repetitions after r can add to a sum of values [R, B], rounding included; minima: 0."""
     total, size = 0.0, 0.0
     for r in range(len(values) - 1, -1, -1):
