@@ -75,11 +75,18 @@ def find_corners(tops: Tops) -> None:
     Between them, another bucket would lower the level by less than the next corner does a bucket.
     """
     for r in range(len(tops.below)):
+        n_listed = tops.starts[r + 1] - tops.starts[r]
+        levels = tops.values[tops.starts[r] : tops.starts[r + 1]]
         corners = tops.corners[tops.starts[r] + r : tops.starts[r + 1] + r + 1]
         last = 0
         corners[0] = 0
-        for n in range(1, tops.starts[r + 1] - tops.starts[r] + 1):
-            while last and _fall(tops, r, corners[last - 1], corners[last]) <= _fall(tops, r, corners[last], n):
+        for n in range(1, n_listed + 1):
+            lowest = np.float64(levels[n] if n < n_listed else tops.below[r])
+            while last:
+                before, corner = corners[last - 1], corners[last]
+                high, low = np.float64(levels[before]), np.float64(levels[corner])
+                if (high - low) * (n - corner) > (low - lowest) * (corner - before):  # slopes, without a division
+                    break
                 last -= 1
             last += 1
             corners[last] = n
