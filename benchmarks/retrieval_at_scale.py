@@ -39,7 +39,7 @@ from machxc.training import train
 
 K, R, B = 50_000_000, 32, 10_000
 SAMPLES, MOST_QUERIES = 300_000, 100
-BUDGETS = (1_500_000, 2_500_000, 4_000_000)
+BUDGETS = (1.5, 2.25, 4.0)  # millions
 _BLOCK = 2048
 
 
@@ -123,7 +123,11 @@ def measure(kind: str, estimator: str, k: int, arguments: argparse.Namespace) ->
 
             brute.append(milliseconds(check))
     row = [f"{kind}, {estimator}", str(k), *(f"{np.quantile(times, q):.1f}" for q in (0.5, 0.99))]
-    return [*row, f"{np.median(brute):.0f}", *(bounded(logits, partition, k, estimator, answers, b) for b in BUDGETS)]
+    return [
+        *row,
+        f"{np.median(brute):.0f}",
+        *(bounded(logits, partition, k, estimator, answers, int(b * 1e6)) for b in arguments.budgets),
+    ]
 
 
 def bounded(
@@ -142,7 +146,7 @@ def bounded(
         times.append((time.process_time() - start) * 1e3)
         found += int(np.isin(ids, given).sum())
         proofs += int(proven[0])
-    return f"{np.median(times):.1f} / {found / k / len(answers):.2f} / {proofs / len(answers):.2f}"
+    return f"{np.median(times):.1f} / {found / k / len(answers):.3f} / {proofs / len(answers):.2f}"
 
 
 def main() -> None:
@@ -153,6 +157,7 @@ def main() -> None:
     parser.add_argument("--check", type=int, default=2, help="queries compared with brute force")
     parser.add_argument("--kinds", nargs="+", choices=("model", "flat", "ties"), default=["model", "flat", "ties"])
     parser.add_argument("--estimators", nargs="+", default=["mean", "log-probability"])
+    parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS, help="in bounded time, in millions")
     arguments = parser.parse_args()
     print(f"{common.header()}\nK = {K:,}, R = {R}, B = {B:,}; one thread; milliseconds of processor time\n")
     partition, empty = HashPartition(1_000_000, 100, 2, 0), np.zeros((1, 2, 100), np.float32)
@@ -173,7 +178,7 @@ def main() -> None:
         "p50",
         "p99",
         "brute force",
-        *(f"budget {b / 1e6:g}M: ms / recall / proven" for b in BUDGETS),
+        *(f"budget {b:g}M: ms / recall / proven" for b in arguments.budgets),
     ]
     print(common.table(columns, rows))
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB, the sketches' included")

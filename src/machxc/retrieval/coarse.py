@@ -14,7 +14,8 @@ import numpy.typing as npt
 from machxc.compiled import kernel, part
 from machxc.retrieval.estimators import SUM
 from machxc.retrieval.heap import best_first, offer_once
-from machxc.retrieval.scoring import Integer, Lookup, find_buckets_of, is_seen, keep, rest_of, score_those
+from machxc.retrieval.scoring import Integer, Lookup, extremes, find_buckets_of, is_seen, keep, rest_of, score_those
+from machxc.retrieval.tops import mean
 from machxc.samples import Array, Float32, Int64, UInt32
 
 _BLOCK = 2048  # labels
@@ -31,7 +32,7 @@ def coarse_scan(values: Float32, lookup: Lookup, seen: Array, best_scores: Float
     """
     n_repetitions = len(values)
     rest, units_rest = np.empty(n_repetitions, np.float32), np.empty(n_repetitions, np.int64)
-    rest_of(values, SUM, rest)
+    rest_of(values, np.int64(SUM), rest)
     table, bounds = np.empty(values.shape, np.uint8), np.empty(_BLOCK, np.uint16)
     labels, buckets = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32)
     scores = np.empty(_BLOCK, np.float32)
@@ -48,7 +49,7 @@ def coarse_scan(values: Float32, lookup: Lookup, seen: Array, best_scores: Float
             dues = (float(best_scores[0]) - total - float(rest[-1])) / unit
             left = _rule_out(table, units_rest, lookup, labels, n, max(0, min(most, int(dues))), buckets, bounds)
             helps, n = 3 * left < 2 * n, left
-        n = score_those(values, lookup, labels, n, SUM, rest, best_scores[0], buckets, scores)
+        n = score_those(values, lookup, labels, n, np.int64(SUM), rest, best_scores[0], buckets, scores)
         for j in range(n):
             if scores[j] >= best_scores[0] and is_seen(seen, labels[j]):
                 offer_once(best_scores, best_labels, scores[j], np.int64(labels[j]))
@@ -65,19 +66,20 @@ def _round_up(values: Float32, floor: float, table: Array, units_rest: Int64) ->
     total, largest = 0.0, 0.0
     means = np.empty(len(values), np.float32)
     for r in range(len(values)):
-        means[r] = values[r].mean()
+        means[r] = mean(values[r])
         total += float(means[r])
-        largest = max(largest, float(values[r].max()) - float(means[r]))
+        largest = max(largest, extremes(values[r])[0] - float(means[r]))
     unit = min(largest, floor - total) / _TOP
     if not unit > 0:
         return total, 0.0, 0
     more: Integer = np.int64(0)
     for r in range(len(values) - 1, -1, -1):
-        row, out, mean = values[r], table[r], float(means[r])
-        units_rest[r] = more
+        row, out, below = values[r], table[r], float(means[r])
+        units_rest[r], most = more, np.uint8(0)
         for b in range(len(row)):
-            out[b] = np.uint8(min(max(np.ceil((float(row[b]) - mean) / unit), 0.0), 255.0))
-        more += out.max()
+            out[b] = np.uint8(min(max(np.ceil((float(row[b]) - below) / unit), 0.0), 255.0))
+            most = max(most, out[b])
+        more += np.int64(most)
     return total, unit, _TOP if unit * _TOP < largest else _UNCAPPED
 
 

@@ -102,7 +102,7 @@ def score_those(
     lookup: Lookup,
     labels: UInt32,
     n: Integer,
-    merge: int,
+    merge: Integer,
     rest: Float32,
     floor: float,
     buckets: UInt32,
@@ -131,13 +131,13 @@ def score_those(
 
 
 @part
-def rest_of(values: Float32, merge: int, rest: Float32) -> None:
+def rest_of(values: Float32, merge: Integer, rest: Float32) -> None:
     """rest[r] = the most that repetitions after r can add to a sum of values [R, B], rounding included; minima: 0."""
     total, size = 0.0, 0.0
     for r in range(len(values) - 1, -1, -1):
         rest[r] = total
         if merge == SUM:
-            high, low = _extremes(values[r])
+            high, low = extremes(values[r])
             total += high
             size += max(high, -low)
     for r in range(len(values)):
@@ -145,7 +145,7 @@ def rest_of(values: Float32, merge: int, rest: Float32) -> None:
 
 
 @fast_kernel
-def _extremes(values: Float32) -> tuple[float, float]:
+def extremes(values: Float32) -> tuple[float, float]:
     """The largest and the smallest value; where order may change, vector by vector."""
     high, low = values[0], values[0]
     for b in range(len(values)):

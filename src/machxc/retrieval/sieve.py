@@ -9,15 +9,16 @@ so it can be among the k best only if its gains add up to what the k-th best sco
 *dues*. The search (`machxc.retrieval.search`) scores every member of an open bucket, R lookups each, most of them in
 vain: nearly all are in one open bucket only. The sieve adds up gains instead, in a table of 8-bit cells that stays in
 the caches, a cell for all labels with the same lower bits: one addition a member. Others in its cell can only add to
-what a label seems to have gained; it is scored as soon as its cell has its dues.
+what a label seems to have gained; it is scored as soon as its cell has its dues. Small gains are added first: most
+cells that reach the dues do so by the last gains then, of which there are few, and few labels are scored in vain.
 
 A query takes passes over the members of open buckets. *Probes* open those that stand out most and score the labels
 of the fullest cells, to find a k-th best score: often it is the final one. Given that, a *plan*: the levels, and the
 number of cells, that make the proof cheapest. Opening one more bucket costs the same in every repetition, so the levels
 are those of a Lagrange multiplier: each repetition minimises its open buckets + multiplier * next[r]. Last the *proof*:
-all labels that have their dues are scored. How full cells are by chance is known beforehand: what falls into one is a
-compound Poisson distribution. If a plan says that the proof would take longer than a scan of all labels, nothing is
-proven and the caller scans.
+all labels that have their dues are scored. How full cells are by chance is known beforehand, after each size of gain:
+what has fallen into one is a compound Poisson distribution. If a plan says that the proof would take longer than a scan
+of all labels, nothing is proven and the caller scans.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import fast_kernel, kernel, part
+from machxc.compiled import fast_kernel, inline, kernel, part, prefetch
 from machxc.retrieval.estimators import SUM
-from machxc.retrieval.heap import best_first, offer_once
+from machxc.retrieval.heap import ROOT, best_first, offer_once
 from machxc.retrieval.scoring import (
     Integer,
     Lookup,
@@ -49,20 +50,24 @@ Float64 = npt.NDArray[np.float64]
 
 _FEWEST_BITS, _MOST_BITS = 20, 23  # of a label, that tell its cell: tables from a second-level cache to a third-level
 _CHUNK = 512  # members looked up at a time
-_SCORED = 25.0  # see `_price`
+_SCORED, _LOOKED_AT = 25.0, 15.0  # see `_price`: what a label costs that is scored, or looked at and mostly ruled out
 _WAITING = 4096  # labels scored at a time: each time the values of all buckets are fetched
 _TOP = 255  # a full cell
 _UNITS = 128  # what a label needs to be scored, in units of a cell
 _FIRST_PROBE = 1_000_000.0  # cost: see `_price`
-_DEEPER, _OF_PROOF = 4.0, 0.1  # a next probe costs so many times as much as the last, or this share of the proof
-_CONVERGED = 0.7  # a proof that is not cheaper than that after a probe will not become so by another
-_PROBE, _PLAN, _PROVE, _LAST = 0, 1, 2, 3  # steps of a query
-_PROBE_BITS = 21  # of a label, that tell its cell in a probe
+_FIRST_SHARE = 0.25  # of what is for probes, if that is less
+_DEEPER = 4.0  # times the cost of the last probe is that of the next
+_OF_PROOF, _OF_LIMIT = 1 / 16, 1 / 8  # what a probe may cost, of the proof planned, or of the limit where there is none
+_PROMISING, _HOPEFUL = 1 / 2, 8.0  # such a part of the limit is a proof to hope for: so many times as much for probes
+_PROBE, _PLAN, _HOPE, _PROVE, _LAST = 0, 1, 2, 3, 4  # steps of a query
+_PROBE_BITS, _CROWDED = 21, 2.4  # of a label, that tell its cell in a probe: more if so many members come to a cell
 _SHARE = 0.5  # of a probe for members, the rest is for scoring
 _LISTED, _MOST_LISTED = 2048, 1 << 15  # buckets listed at first, and at most
+_AHEAD = 16  # times the cost of the last probe can be planned for: a better score may need fewer buckets than to list
 _MULTIPLIERS, _STEP = 40, 1.5  # how many are tried, and the factor between them
 _FILTERS, _LOOKS = 16, 4  # repetitions in which labels are looked up before they are scored; looks between
 _SLACK = 4.0  # times the rounding of a sum: that of all that is taken from a bound
+_NEGLIGIBLE = 1e-12  # probability
 _HALVINGS = 8  # of the bounds between which a probe looks for its dues
 
 
@@ -120,7 +125,7 @@ def sieve(
     bounds, scores = np.empty(_WAITING + _CHUNK, np.float32), np.empty(_WAITING + _CHUNK, np.float32)
     order = np.empty(min(_FILTERS, n_repetitions), np.int64)
     for i in range(n):
-        rest_of(values[i], SUM, rest)
+        rest_of(values[i], np.int64(SUM), rest)
         one = _Sieve(
             values[i], best_scores[i], best_labels[i], rest, tops, opened, base, bits, cells, counts, chance,
             members, waiting, bounds, scores, scratch, order,
@@ -129,39 +134,61 @@ def sieve(
         best_first(best_scores[i], best_labels[i])
 
 
-@part
+@inline
 def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: float) -> bool:
-    """Probe as long as that makes the proof cheaper by more than it costs; then prove, if the limit allows.
+    """Probe, deeper and deeper as long as that is little beside the proof, or no proof is in sight; then prove.
 
-    If it does not, but all of it is for probes, what is left goes into a last one. (One loop, so that each step is
-    compiled into one place.)
+    If the limit does not allow that, but all of it is for probes, what is left goes into a last one. (One loop, so that
+    each step is compiled into one place.)
     """
-    bounded, size, before = probes >= limit, min(_FIRST_PROBE, probes / 2), np.inf
+    bounded, size, hopeful = probes >= limit, min(_FIRST_PROBE, probes * _FIRST_SHARE), False
     n_listed, wanted, step = 0, max(_LISTED, _to_open(lookup, size)), _PROBE
     while True:
         if wanted > n_listed and n_listed < _MOST_LISTED:
             n_listed = min(wanted, _MOST_LISTED)
             list_tops(one.values, n_listed, one.tops)
             find_corners(one.tops)
-        if step != _PLAN:
-            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one)) / _UNITS
+        if step != _PLAN and step != _HOPE:
+            unit = (_aim(one, lookup, size) if step != _PROVE else _dues(one, np.float64(one.best_scores[0]))) / _UNITS
             if unit > 0:
                 _pass(one, lookup, seen, unit, step == _PROVE)
             if step >= _PROVE:
                 return bool(step == _PROVE)
             probes, limit = probes - size, limit - size
-        cost = _plan(one, lookup, limit)
-        deeper = min(max(_DEEPER * size, _OF_PROOF * cost if cost < limit else 0.0), probes)
-        if cost == limit and n_listed < min(_MOST_LISTED, _to_open(lookup, limit)):
-            wanted, step = 4 * n_listed, _PLAN
-        elif cost <= deeper or (bounded and deeper == probes) or cost > _CONVERGED * before or deeper < size:
-            if cost == limit and not bounded:
-                return False
-            size, step = limit, _PROVE if cost < limit else _LAST
-            wanted = n_listed if step == _PROVE else _to_open(lookup, size)
-        else:
-            size, before, step = deeper, cost, _PROBE
+        cost = _plan(one, lookup, _hope(one) if step == _HOPE else np.float64(one.best_scores[0]), limit)
+        if step != _HOPE and cost == limit:
+            if n_listed < min(_MOST_LISTED, _to_open(lookup, min(limit, _AHEAD * size))):
+                wanted, step = 4 * n_listed, _PLAN
+                continue
+            if not bounded and not hopeful:
+                step = _HOPE
+                continue
+        if step == _HOPE:
+            hopeful, cost = cost < _PROMISING * limit, limit
+            probes *= _HOPEFUL if hopeful else 1.0
+        worth = _OF_PROOF * cost if cost < limit else _OF_LIMIT * limit if bounded else probes
+        if _DEEPER * size <= worth:
+            size, step = _DEEPER * size, _PROBE
             wanted = _to_open(lookup, size)
+        elif cost < limit:
+            step = _PROVE
+        elif bounded:
+            size, step = limit, _LAST
+            wanted = _to_open(lookup, size)
+        else:
+            return False
+
+
+@part
+def _hope(one: _Sieve) -> float:
+    """A score half-way between the k-th best and the best: what the k-th best may become where some labels stand out.
+
+    A flat sketch has none so good that a proof could start from it.
+    """
+    best = one.best_scores[0]
+    for i in range(len(one.best_scores)):
+        best = max(best, one.best_scores[i])
+    return (float(best) + float(one.best_scores[0])) / 2
 
 
 @part
@@ -171,16 +198,16 @@ def _to_open(lookup: Lookup, cost: float) -> int:
 
 
 @part
-def _price(lookup: Lookup, n_open: float, n_scored: float, bits: int) -> float:
-    """What it costs to open buckets, and to score as many labels as are in ``n_scored`` buckets.
+def _price(lookup: Lookup, n_open: float, n_looked: float, bits: Integer) -> float:
+    """What it costs to open buckets, and to look at as many labels as are in ``n_looked`` buckets, most in vain.
 
     The unit is what a member of a bucket takes where cells are in the second-level cache (1.3 ns). Measured.
     """
     members = lookup.n_labels / lookup.n_buckets
-    return members * (n_open * (1 + (bits - _FEWEST_BITS) ** 2 / 5) + _SCORED * n_scored) + (1 << bits) / 16
+    return members * (n_open * (1 + (bits - _FEWEST_BITS) ** 3 / 25) + _LOOKED_AT * n_looked) + (1 << bits) / 16
 
 
-@part
+@inline
 def _aim(one: _Sieve, lookup: Lookup, cost: float) -> float:
     """Open the buckets that stand out most, for a probe; what a label must have above the means of all repetitions.
 
@@ -191,56 +218,61 @@ def _aim(one: _Sieve, lookup: Lookup, cost: float) -> float:
     low, high = np.inf, 0.0
     for r in range(len(one.open)):
         one.base[r] = one.tops.means[r]
-        high += max(0.0, level(one.tops, r, 0) - one.base[r])
+        high += max(0.0, level(one.tops, r, ROOT) - one.base[r])
         if one.open[r]:
             low = min(low, level(one.tops, r, one.open[r] - 1) - one.base[r])
-    low, one.bits[0] = max(low, 1e-30), _PROBE_BITS
-    wanted = (1 - _SHARE) * cost * lookup.n_buckets / lookup.n_labels / _SCORED
+    low, members = max(low, 1e-30), lookup.n_labels / lookup.n_buckets
+    wanted = (1 - _SHARE) * cost / members / _SCORED
+    one.bits[0] = _PROBE_BITS
+    while one.bits[0] < _MOST_BITS and _SHARE * cost > _CROWDED * (1 << one.bits[0]):
+        one.bits[0] += 1
     for _ in range(_HALVINGS):
         dues = np.sqrt(low * high)
         _count_gains(one, dues / _UNITS)
-        if _likely(one, lookup, _PROBE_BITS) > wanted:
+        if _likely(one, lookup, one.bits[0]) > wanted:
             low = dues
         else:
             high = dues
     return high
 
 
-@part
-def _plan(one: _Sieve, lookup: Lookup, limit: float) -> float:
-    """Open what makes the proof cheapest; its cost, or the limit if it is not below that."""
+@inline
+def _plan(one: _Sieve, lookup: Lookup, floor: float, limit: float) -> float:
+    """Open what makes the proof cheapest if the floor is the k-th best score; its cost, or the limit if not below."""
     spread = 0.0
     for r in range(len(one.open)):
-        spread = max(spread, level(one.tops, r, 0) - float(one.tops.below[r]))
-    if one.best_scores[0] == -np.inf or spread <= 0:
+        spread = max(spread, level(one.tops, r, ROOT) - float(one.tops.below[r]))
+    if floor == -np.inf or spread <= 0:
         return limit
     at, best = np.zeros(len(one.open), np.int64), one.open.copy()
     multiplier, cheapest = 0.1 / spread, limit
     for _ in range(_MULTIPLIERS):
         n_open = open_corners(one.tops, multiplier, at, one.open)
         multiplier *= _STEP
-        if _price(lookup, n_open, 0.0, _FEWEST_BITS) >= cheapest:
+        if _price(lookup, n_open, 0.0, np.int64(_FEWEST_BITS)) >= cheapest:
             break
-        dues = _dues(one)
+        dues = _dues(one, floor)
         if dues > 0:
             _count_gains(one, dues / _UNITS)
             for bits in range(_FEWEST_BITS, _MOST_BITS + 1):
                 cost = _price(lookup, n_open, _likely(one, lookup, bits), bits)
                 if cost < cheapest:
                     cheapest, one.bits[0] = cost, bits
-                    best[:] = one.open
-    one.open[:] = best
+                    for r in range(len(best)):  # not as one assignment: its check of shapes takes a second to compile
+                        best[r] = one.open[r]
+    for r in range(len(best)):
+        one.open[r] = best[r]
     return cheapest
 
 
 @part
-def _dues(one: _Sieve) -> float:
-    """What the gains of a label must add up to if it is among the k best; gains count from the levels then."""
+def _dues(one: _Sieve, floor: float) -> float:
+    """What the gains of a label must add up to if it scores ``floor``; gains count from the levels then."""
     total = 0.0
     for r in range(len(one.open)):
         one.base[r] = level(one.tops, r, one.open[r])
         total += one.base[r]
-    return float(one.best_scores[0]) - total - float(one.rest[-1])  # after the last repetition the rest is rounding
+    return float(floor) - total - float(one.rest[-1])  # after the last repetition the rest is rounding
 
 
 @part
@@ -249,80 +281,91 @@ def _count_gains(one: _Sieve, unit: float) -> None:
     one.counts[:] = 0.0
     for r in range(len(one.open)):
         for i in range(one.open[r]):
-            one.counts[_in_units(one, r, i, unit, _UNITS)] += 1.0
+            one.counts[_in_units(one, r, i, unit, np.int64(_UNITS))] += 1.0
 
 
 @part
 def _likely(one: _Sieve, lookup: Lookup, bits: int) -> float:
-    """How many open buckets the members would fill that seem to have their dues, with what else is in their cells.
+    """How many open buckets the members would fill that find their dues in their cell, smaller gains first."""
+    return _reached(one.counts, lookup.n_labels / lookup.n_buckets / (1 << bits), one.chance)
 
-    Gains come to a cell as a Poisson process; their sum has a compound distribution, by Panjer's recursion (1981).
+
+@fast_kernel
+def _reached(counts: Float64, rate: float, chance: Float64) -> float:
+    """How many of counts[x] gains of x come to a cell where smaller ones add up to what they lack of the last.
+
+    ``rate`` * counts[x] of them come to a cell on average, as a Poisson process; ``chance``: scratch. Of gains alike,
+    half of the others come before.
     """
-    _panjer(one.counts, lookup.n_labels / lookup.n_buckets / (1 << bits), one.chance)
-    total, enough = 0.0, one.chance[_UNITS]  # the probability that others have what a gain of 0 lacks
-    for gain in range(_UNITS + 1):
-        total += one.counts[gain] * enough
-        enough += one.chance[_UNITS - 1 - gain] if gain < _UNITS else 0.0
+    top = len(counts) - 1
+    spare = np.empty(top, np.float64)
+    chance[:] = 0.0
+    chance[0] = 1.0
+    total = 0.0
+    for gain in range(1, top + 1):
+        if counts[gain] > 0:
+            lacks, before, after = top - gain, 0.0, 0.0
+            for x in range(lacks):
+                before += chance[x]
+            _add_gains(chance, gain, counts[gain] * rate, spare)
+            for x in range(lacks):
+                after += chance[x]
+            total += counts[gain] * max(0.0, 1.0 - (before + after) / 2)
     return total
 
 
 @fast_kernel
-def _panjer(counts: Float64, rate: float, chance: Float64) -> None:
-    """chance[x] = the probability that gains, of which ``rate`` * counts[x] are x on average, add up to x.
+def _add_gains(chance: Float64, gain: int, mean: float, spare: Float64) -> None:
+    """chance[x], the probability of a sum of x, becomes that with a Poisson number of gains more, ``mean`` on average.
 
-    The last: to that or more.
+    Of sums as long as ``spare``, which is scratch.
     """
-    top = len(chance) - 1
-    weights = np.empty(top + 1, np.float64)
-    backwards = np.zeros(top + 1, np.float64)  # chance[x] at top - x: the inner loop reads both forwards
-    total = 0.0
-    for x in range(1, top + 1):
-        weights[x] = x * counts[x] * rate
-        total += counts[x] * rate
-    backwards[top] = np.exp(-total)
-    below = backwards[top]
-    for x in range(1, top):
-        found = 0.0
-        for gain in range(1, x + 1):
-            found += weights[gain] * backwards[top - x + gain]
-        backwards[top - x] = found / x
-        below += backwards[top - x]
+    weight, top = np.exp(-mean), len(spare)
     for x in range(top):
-        chance[x] = backwards[top - x]
-    chance[top] = max(0.0, 1.0 - below)
+        spare[x] = weight * chance[x]
+    for times in range(1, (top - 1) // gain + 1):
+        weight *= mean / times
+        if weight < _NEGLIGIBLE and times > mean:
+            break
+        start = times * gain
+        for x in range(top - start):
+            spare[start + x] += weight * chance[x]
+    for x in range(top):
+        chance[x] = spare[x]
 
 
 @part
-def _in_units(one: _Sieve, r: Integer, i: Integer, unit: float, top: int) -> int:
+def _in_units(one: _Sieve, r: Integer, i: Integer, unit: float, top: Integer) -> int:
     """The gain of open bucket i of repetition r, rounded up, at least 0 and at most ``top``."""
     return int(max(0.0, min(np.ceil((level(one.tops, r, i) - one.base[r]) / unit), top)))
 
 
-@part
+@inline
 def _pass(one: _Sieve, lookup: Lookup, seen: Array, unit: float, rising: bool) -> None:
     """Add up the gains of the members of all open buckets; score the labels whose cell has _UNITS of them then.
 
     A label's last member is added when all its gains are there, so none that has enough is missed. Gains are rounded up
     to units. ``rising``: that is the dues, which rise with the k-th best score.
     """
-    lower = np.uint32((1 << one.bits[0]) - 1)
     one.cells[: 1 << one.bits[0]] = 0
     _find_order(one)
-    least = _UNITS
+    least: Integer = np.int64(_UNITS)
     waiting: Integer = np.int64(0)
-    for r in range(len(one.open)):
-        for i in range(one.open[r]):
-            gain = _in_units(one, r, i, unit, _TOP)
-            start, stop = places(lookup, r, one.tops.buckets[one.tops.starts[r] + i])
-            for place in range(start, stop, _CHUNK):
-                n = min(_CHUNK, stop - place)
-                find_members(lookup, r, place, n, one.members)
-                waiting = _add_and_pick(one, n, lower, gain, least, waiting)
-                if waiting >= _WAITING:
-                    _score(one, lookup, seen, waiting, unit)
-                    waiting = np.int64(0)
-                    if rising:
-                        least = max(0, min(_TOP, int(_dues(one) / unit)))
+    left = one.open.copy()
+    for gain in range(1, _TOP + 1):
+        for r in range(len(left)):
+            while left[r] and _in_units(one, r, left[r] - 1, unit, np.int64(_TOP)) <= gain:
+                left[r] -= 1
+                start, stop = places(lookup, r, one.tops.buckets[one.tops.starts[r] + left[r]])
+                for place in range(start, stop, _CHUNK):
+                    n = min(_CHUNK, stop - place)
+                    find_members(lookup, r, place, n, one.members)
+                    waiting = _add_and_pick(one, lookup, n, gain, least, waiting)
+                    if waiting >= _WAITING:
+                        _score(one, lookup, seen, waiting, unit)
+                        waiting = np.int64(0)
+                        if rising:
+                            least = max(0, min(_TOP, int(_dues(one, np.float64(one.best_scores[0])) / unit)))
     _score(one, lookup, seen, waiting, unit)
 
 
@@ -341,11 +384,18 @@ def _find_order(one: _Sieve) -> None:
 
 
 @part
-def _add_and_pick(one: _Sieve, n: Integer, lower: np.uint32, gain: int, least: int, waiting: Integer) -> Integer:
+def _add_and_pick(one: _Sieve, lookup: Lookup, n: Integer, gain: int, least: Integer, waiting: Integer) -> Integer:
     """Add a gain to the cells of n members, up to what a cell can hold; append those whose cell has ``least`` then to
     the labels waiting to be scored; how many wait then."""
-    units, enough = np.uint32(gain), np.uint32(least)
+    lower = np.uint32((1 << one.bits[0]) - 1)
+    n_labels, units, enough = np.uint32(lookup.n_labels), np.uint32(gain), np.uint32(least)
+    kept: Integer = np.int64(0)
     for j in range(n):
+        label = one.members[j]
+        one.members[kept] = label
+        kept += label < n_labels
+        prefetch(one.cells, int(label & lower))
+    for j in range(kept):
         label = one.members[j]
         cell = label & lower
         content = np.uint32(one.cells[cell]) + units
@@ -367,7 +417,7 @@ def _score(one: _Sieve, lookup: Lookup, seen: Array, n: Integer, unit: float) ->
         one.waiting[kept] = label
         kept += label < lookup.n_labels and is_seen(seen, label)
     floor = one.best_scores[0]
-    kept = score_those(one.values, lookup, one.waiting, kept, SUM, one.rest, floor, one.scratch, one.scores)
+    kept = score_those(one.values, lookup, one.waiting, kept, np.int64(SUM), one.rest, floor, one.scratch, one.scores)
     for j in range(kept):
         offer_once(one.best_scores, one.best_labels, one.scores[j], np.int64(one.waiting[j]))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from machxc.compiled import fast_kernel, part
 from machxc.retrieval.heap import best_first, offer, sift_down
-from machxc.retrieval.scoring import Integer
+from machxc.retrieval.scoring import Integer, extremes
 from machxc.samples import Float32, Int64
 
 _SAMPLE = 4096  # values looked at for the bound
@@ -50,7 +50,7 @@ def new_tops(n_repetitions: int, room: int) -> Tops:
 def list_tops(values: Float32, wanted: Integer, tops: Tops) -> None:
     """List about ``wanted`` buckets of values [R, B]: fewer, or none, where too many are alike."""
     for r in range(len(values)):
-        tops.means[r] = _mean(values[r])
+        tops.means[r] = mean(values[r])
     bounds = _highest_of_sample(values, tops.means, wanted)
     place = len(bounds) - 1
     while place > 0 and _count(values, tops.means, bounds[place]) > len(tops.values):
@@ -75,11 +75,18 @@ def find_corners(tops: Tops) -> None:
     Between them, another bucket would lower the level by less than the next corner does a bucket.
     """
     for r in range(len(tops.below)):
+        n_listed = tops.starts[r + 1] - tops.starts[r]
+        levels = tops.values[tops.starts[r] : tops.starts[r + 1]]
         corners = tops.corners[tops.starts[r] + r : tops.starts[r + 1] + r + 1]
         last = 0
         corners[0] = 0
-        for n in range(1, tops.starts[r + 1] - tops.starts[r] + 1):
-            while last and _fall(tops, r, corners[last - 1], corners[last]) <= _fall(tops, r, corners[last], n):
+        for n in range(1, n_listed + 1):
+            lowest = np.float64(levels[n] if n < n_listed else tops.below[r])
+            while last:
+                before, corner = corners[last - 1], corners[last]
+                high, low = np.float64(levels[before]), np.float64(levels[corner])
+                if (high - low) * (n - corner) > (low - lowest) * (corner - before):  # slopes, without a division
+                    break
                 last -= 1
             last += 1
             corners[last] = n
@@ -194,7 +201,7 @@ def _list(values: Float32, bound: np.float32, tops: Tops) -> None:
                         n += 1
         tops.starts[r + 1] = n
         _sort(tops.values[tops.starts[r] : n], tops.buckets[tops.starts[r] : n])
-        tops.below[r] = least if n > tops.starts[r] else row.max()
+        tops.below[r] = least if n > tops.starts[r] else extremes(row)[0]
 
 
 @part
@@ -205,7 +212,8 @@ def _sort(values: Float32, buckets: Int64) -> None:
 
 
 @fast_kernel
-def _mean(row: Float32) -> np.float32:
+def mean(row: Float32) -> np.float32:
+    """The mean; where order may change, vector by vector."""
     total = np.float32(0.0)
     for b in range(len(row)):
         total += row[b]
