@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 import common
-from machxc.data.columns import mapped
+from machxc.errors import DataError
 from machxc.front_coding import encode
 from machxc.labels import LabelNames
+from machxc.maps import map_array
 from machxc.packed import Strings, joined, sorted_order, take
 from machxc.testing import Catalogue
 
@@ -48,7 +49,7 @@ def write(n_labels: int, folder: Path) -> None:
 
 def looked_up(n_labels: int, folder: Path, form: str) -> dict[str, float]:
     """Microseconds of a lookup each way, and the MB that all of them took."""
-    arrays = {name: mapped(folder / name, dtype) for name, dtype in FORMS[form].items()}
+    arrays = {name: map_array(folder / name, dtype, DataError) for name, dtype in FORMS[form].items()}
     names = LabelNames.from_arrays("strings", n_labels, arrays, verify=False)
     ids = np.random.default_rng(0).integers(0, n_labels, LOOKUPS)
     known = LabelNames.strings(["a", "b"])

@@ -46,6 +46,7 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
     errno.ENOENT: "a folder of the path does not exist: create it first",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.EFAULT: "a file that it is made from was cut meanwhile: make or copy that again",
     errno.EIO: "the disk failed: check it, or write elsewhere",
 }
 

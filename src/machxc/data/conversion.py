@@ -41,6 +41,7 @@ from machxc.files import (
     staging_folder,
     write_file,
 )
+from machxc.maps import check, guarded
 
 log = logging.getLogger("machxc.data")
 
@@ -69,7 +70,7 @@ def convert(
     check_target(store, overwrite=overwrite)
     if is_store(path):
         raise DataError("is a converted store already; use it as it is, or copy the folder", path=str(path))
-    with _work_folder(store) as folder, output_errors(store):
+    with _work_folder(store) as folder, output_errors(store), guarded():
         work = _Work(folder, options, text)
         with _from_the_beginning_if_changed(work, path), Source(path, progress) as source:
             work.run(source)
@@ -81,6 +82,7 @@ def convert(
             for name in work.facts:
                 link_file(folder / f"{name}.bin", staged / f"{name}.bin")
             write_file(staged / MANIFEST, manifest(work.dataset, work.facts))
+            check(*work.dataset.arrays())
             replace_folder(staged, store, overwrite=overwrite)
         shutil.rmtree(folder, ignore_errors=True)
     return open_store(store, verify=False)

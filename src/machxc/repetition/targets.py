@@ -27,7 +27,7 @@ class Targets:
 def bucket_targets(samples: Samples, order: Int64, partition: Partition, r: int) -> Targets:
     """The target buckets of the samples ``order`` (int64 [n]) in repetition r."""
     labels = samples.labels
-    lengths = labels.indptr[order + 1] - labels.indptr[order]
+    lengths = np.maximum(labels.indptr[order + 1] - labels.indptr[order], 0)  # below: of a file cut meanwhile
     ids = np.empty(int(lengths.sum()), np.uint32)
     _gather(frozen(labels.indptr), frozen(labels.indices), order, ids)
     indptr = np.zeros(len(order) + 1, np.int64)

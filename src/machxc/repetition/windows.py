@@ -169,7 +169,7 @@ def _deal(chosen: Int64, state: np.uint64, ends: Int64, members: UInt32) -> None
 def _add_lengths(indptr: Int64, members: UInt32, ends: Int64) -> None:
     for n in range(len(members)):
         member = np.int64(members[n])
-        ends[n + 1] = ends[n] + indptr[member + 1] - indptr[member]
+        ends[n + 1] = ends[n] + max(np.int64(0), indptr[member + 1] - indptr[member])  # below: of a file cut meanwhile
 
 
 @kernel
