@@ -155,6 +155,22 @@ def find_folder(target: Path | str) -> Path | None:
     return next((folder for folder in (target, _previous(target)) if folder.is_dir()), None)
 
 
+def lock_file(path: Path | str) -> int:
+    """Open the file ``path``, made if need be, to be locked: a descriptor. Raises OSError."""
+    return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+
+
+def try_lock(lock: int, path: Path | str, *, shared: bool = False) -> bool:
+    """Take the lock of `lock_file`, alone or with others; False when somebody holds it otherwise, or replaced it."""
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock), os.stat(path))
+    except OSError:
+        return False
+
+
 def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb", buffering=0) as file:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -35,10 +33,12 @@ from machxc.errors import DataError, OutputError
 from machxc.files import (
     check_target,
     link_file,
+    lock_file,
     output_errors,
     replace_folder,
     sha256_file,
     staging_folder,
+    try_lock,
     write_file,
 )
 from machxc.maps import check, guarded
@@ -174,9 +174,10 @@ def _work_folder(store: Path | str) -> Iterator[Path]:
     folder = work_folder(store)
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        lock = lock_file(folder / _LOCK)
     try:
-        _take(lock, folder)
+        if not try_lock(lock, folder / _LOCK):
+            raise OutputError(f"another process is converting into {folder}; wait for it, or choose another name")
         try:
             yield folder
         except BaseException as error:
@@ -187,14 +188,3 @@ def _work_folder(store: Path | str) -> Iterator[Path]:
             raise
     finally:
         os.close(lock)
-
-
-def _take(lock: int, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock), os.stat(folder / _LOCK)):
-            raise OSError(errno.EWOULDBLOCK, "the lock was replaced")
-    except OSError as error:
-        raise OutputError(
-            f"another process is converting into {folder}; wait for it, or choose another name"
-        ) from error

@@ -31,13 +31,13 @@ from machxc.compiled import kernel
 from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import Int32, UInt16
-from machxc.repetition.chunks import OnSamples
-from machxc.repetition.counts import Counts, Pairs, members_of, weight_of, with_others
+from machxc.repetition.chunks import MOST_ROWS, OnSamples
+from machxc.repetition.counts import MEMBERS, Counts, Pairs, encoded, members_of, weight_of, with_others
 from machxc.repetition.encode import Encoder
+from machxc.repetition.windows import batch_size
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
 
 STRENGTH = 2.0  # measured on names and terms: docs/algorithm.md
-MOST_ROWS = 8192  # of the features that most samples have: these are associated
 FEWEST_MET = 16  # buckets that such a feature has met
 MOST_LEFT_OUT = (1 << 16) - 1  # so that numbers of samples fit 16 bits
 FEWEST, LIFT, LEAST, DOUBT = 3, 3.0, 0.015, 5.0  # n(f, g); t / p(f); t and E; samples made up against chance
@@ -121,9 +121,10 @@ def _learn(
     chosen = np.sort(chosen[: min(config.associations, MOST_LEFT_OUT)])
     together = np.zeros((n_rows, n_rows), np.uint16)
     having, lacking = np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
-    for start in range(0, len(chosen), BATCH):
-        batch = chosen[start : start + BATCH]
-        queries = encoder(samples.features, pairs.members[batch].astype(np.int64))
+    size = batch_size(samples, BATCH, 1 + MEMBERS)
+    for start in range(0, len(chosen), size):
+        batch = chosen[start : start + size]
+        queries = encoded(samples, encoder, pairs.members[batch])
         buckets, places = np.unique(pairs.buckets[batch], return_inverse=True)
         members = members_of(samples, encoder, pairs, buckets.astype(np.int64))
         _tally(
