@@ -60,11 +60,10 @@ def convert(
 ) -> Dataset:
     """Read a file of samples once, write it as a converted store, and open that.
 
-    Memory is bounded, whatever the size of the file and the number of labels (but for names given as a file of
-    ``label_names``). The folder appears when it is complete, or not at all. A conversion that was killed, or ended by
-    an error after its first part, goes on when the same is asked again. ``text``: how texts become features; None:
-    chosen from the first ones. DataError for what is wrong with the data, OutputError when ``store`` exists (without
-    ``overwrite``) or cannot be written.
+    Memory is bounded, whatever the size of the file and the number of labels. The folder appears when it is complete,
+    or not at all. A conversion that was killed, or ended by an error after its first part, goes on when the same is
+    asked again. ``text``: how texts become features; None: chosen from the first ones. DataError for what is wrong with
+    the data, OutputError when ``store`` exists (without ``overwrite``) or cannot be written.
     """
     options = options or ReadOptions()
     check_target(store, overwrite=overwrite)
@@ -105,10 +104,11 @@ class _Work:
 
     def run(self, source: Source) -> None:
         """Read the source, from where the last part ended. ChangedError when what was read before is not the same."""
-        encoder = Encoder(self._options.label_names, text=self._text)
         before = self._before()
         self.clear(() if before is None else (_STATE, *(f"{name}.bin" for name in before["columns"])))
-        with FileColumns(self._folder, None if before is None else before["columns"]) as columns:
+        lengths = None if before is None else before["columns"]
+        with FileColumns(self._folder) as named, FileColumns(self._folder, lengths) as columns:
+            encoder = Encoder(self._options.label_names, text=self._text, columns=named)
             collector = Collector(encoder, columns, None if before is None else before["collector"])
             mark = None if before is None else Mark(**before["mark"])
             if mark is not None:
@@ -118,10 +118,7 @@ class _Work:
                 self._save({"mark": dataclasses.asdict(reached), "columns": columns.lengths(), "collector": state})
 
             self.dataset = collect(source, self._options, encoder, collector, mark=mark, on_part=on_part)
-            for name, array in self.dataset.names.arrays().items():
-                if f"names.{name}" not in columns.facts:
-                    columns.add(f"names.{name}", array)
-            self.facts = columns.kept_facts()
+            self.facts = dict(sorted({**columns.kept_facts(), **named.kept_facts()}.items()))
 
     def clear(self, kept: Collection[str] = ()) -> None:
         """Forget what there is, but the files ``kept``."""
