@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,12 @@ from machxc.files import (
     find_folder,
     fsync_folder,
     is_temporary,
+    lock_file,
     output_errors,
     replace_folder,
     sha256_file,
     staging_folder,
+    try_lock,
     write_file,
 )
 
@@ -310,3 +312,31 @@ def test_fsync_folder_needs_a_folder(tmp_path: Path) -> None:
     fsync_folder(tmp_path)
     with pytest.raises(FileNotFoundError):
         fsync_folder(tmp_path / "missing")
+
+
+# Locks.
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> Iterator[list[int]]:
+    descriptors = [lock_file(tmp_path / "lock") for _ in range(3)]
+    yield descriptors
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def test_a_lock_is_held_alone_or_with_others(tmp_path: Path, locks: list[int]) -> None:
+    path = tmp_path / "lock"
+    assert try_lock(locks[0], path, shared=True)
+    assert try_lock(locks[1], path, shared=True)
+    assert not try_lock(locks[2], path)
+    os.close(locks.pop(0))
+    os.close(locks.pop(0))
+    assert try_lock(locks[0], path)
+
+
+def test_a_lock_that_was_replaced_is_not_held(tmp_path: Path, locks: list[int]) -> None:
+    (tmp_path / "lock").unlink()
+    assert not try_lock(locks[0], tmp_path / "lock")
+    (tmp_path / "lock").touch()
+    assert not try_lock(locks[0], tmp_path / "lock")

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 from machxc.config import Config
 from machxc.facts import Facts
-from machxc.repetition.associations import BAND, MOST_ROWS
-from machxc.repetition.chunks import CHUNK, CHUNK_VALUES, WINDOW, WINDOW_BYTES
-from machxc.repetition.counts import MEMBERS
+from machxc.repetition.chunks import BAND, CHUNK, CHUNK_VALUES, MEMBERS, MOST_ROWS, WINDOW, WINDOW_BYTES
 
 RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned

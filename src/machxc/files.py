@@ -46,6 +46,7 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
     errno.ENOENT: "a folder of the path does not exist: create it first",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.EFAULT: "a file that it is made from was cut meanwhile: make or copy that again",
     errno.EIO: "the disk failed: check it, or write elsewhere",
 }
 
@@ -152,6 +153,22 @@ def find_folder(target: Path | str) -> Path | None:
     """
     target = _real(target)
     return next((folder for folder in (target, _previous(target)) if folder.is_dir()), None)
+
+
+def lock_file(path: Path | str) -> int:
+    """Open the file ``path``, made if need be, to be locked: a descriptor. Raises OSError."""
+    return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+
+
+def try_lock(lock: int, path: Path | str, *, shared: bool = False) -> bool:
+    """Take the lock of `lock_file`, alone or with others; False when somebody holds it otherwise, or replaced it."""
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock), os.stat(path))
+    except OSError:
+        return False
 
 
 def sha256_file(path: Path | str) -> str:

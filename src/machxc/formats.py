@@ -21,6 +21,7 @@ import numpy as np
 
 from machxc.errors import ModelError
 from machxc.files import write_file
+from machxc.maps import watch
 from machxc.samples import Array
 
 Tensors = dict[str, Array]
@@ -67,9 +68,11 @@ def map_file(path: Path | str) -> mmap.mmap:
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             raise ModelError(f"{path.name}: expected a file that is not empty; the model is damaged")
         if sys.version_info >= (3, 13):
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
+            content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
         else:  # keeps a descriptor: a thousand files at most
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        watch(content, path, status, ModelError)
+        return content
     finally:
         os.close(descriptor)
 

@@ -83,6 +83,14 @@ def place_of(coded: UInt8, blocks: UInt64, n: int, sought: bytes) -> int:
     return int(_find(frozen(coded), frozen(blocks), n, frozen(name))) if n else -1
 
 
+def places_of(coded: UInt8, blocks: UInt64, n: int, names: Strings) -> Int64:
+    """`place_of` for many names: int64 [names]. Quickest where they are sorted: neighbours are in the same blocks."""
+    places = np.full(len(names), -1, np.int64)
+    if n:
+        _find_all(frozen(coded), frozen(blocks), n, frozen(names.bytes), frozen(names.offsets), places)
+    return places
+
+
 def is_whole(coded: UInt8, blocks: UInt64, n: int) -> bool:
     """Whether these are blocks of ``n`` names that are not empty: what the other functions take for granted."""
     if len(blocks) != -(-n // BLOCK) + 1 or int(blocks[0]) != 0 or int(blocks[-1]) != len(coded):
@@ -232,3 +240,9 @@ def _find(coded: UInt8, blocks: UInt64, n: int, name: UInt8) -> int:
                 return -1
         at += more
     return -1
+
+
+@kernel
+def _find_all(coded: UInt8, blocks: UInt64, n: int, text: UInt8, offsets: Int64, places: Int64) -> None:
+    for i in range(len(places)):
+        places[i] = _find(coded, blocks, n, text[offsets[i] : offsets[i + 1]])

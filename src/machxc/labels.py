@@ -182,6 +182,14 @@ class LabelNames:
         found[found] = stored[places[found]] == values[found]
         return np.where(found, places, -1)
 
+    def ids_of_packed(self, names: Strings) -> Int64:
+        """`ids_of` for strings in two arrays: no Python object a name, where the model's are in blocks."""
+        if "coded" not in self._arrays:
+            return self.ids_of(names.tolist())
+        from machxc.front_coding import places_of
+
+        return places_of(self._arrays["coded"], self._arrays["blocks"], len(self), names)
+
     @property
     def _bytes(self) -> UInt8:
         return self._arrays["bytes"]

@@ -17,6 +17,7 @@ from machxc.config import Config
 from machxc.errors import DataError, ModelError, SettingError
 from machxc.folder import ModelData, load_model, save_model
 from machxc.labels import LabelNames
+from machxc.maps import any_cut, check
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import Encoder, encoder_of
@@ -172,6 +173,7 @@ class Model:
             else:
                 with ThreadPoolExecutor(jobs) as pool:
                     list(pool.map(lambda at: answer(at, min(at + step, len(features)), 1), starts))
+        self._check_files()
         return ids, scores
 
     def top_k_within(
@@ -210,6 +212,7 @@ class Model:
                 seen=self.seen,
                 jobs=jobs,
             )
+        self._check_files()
         return ids, scores, proven
 
     def label_scores(
@@ -225,6 +228,7 @@ class Model:
                 loss=self.config.loss,
                 estimator=estimator or self.config.estimator,
             )
+        self._check_files()
         return out
 
     def subset(self, numbers: list[int]) -> Model:
@@ -291,6 +295,13 @@ class Model:
         size = max(1, min(chunk_size(features), sketches))
         for start in range(0, max(1, n), size):
             yield start, min(start + size, n)
+
+    def _check_files(self) -> None:
+        """Raise ModelError when a file of the model was found cut: what was computed from it is worth nothing."""
+        if any_cut():
+            data = self._data
+            check(*(array for tensors in data.repetitions.values() for array in tensors.values()))
+            check(*data.names.arrays().values(), *data.label_counts.arrays().values())
 
     def _check(self, features: Features) -> None:
         features.check()

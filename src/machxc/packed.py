@@ -94,6 +94,11 @@ def sorted_order(strings: Strings, chosen: Int64) -> Int64:
     return order
 
 
+def is_rising(strings: Strings) -> bool:
+    """Whether each string comes before the next, by their bytes."""
+    return bool(_is_rising(strings.bytes, strings.offsets))
+
+
 def take(strings: Strings, places: Int64) -> Strings:
     """The strings at these places, copied."""
     offsets = _offsets(strings.offsets[places + 1] - strings.offsets[places])
@@ -135,6 +140,14 @@ def is_less(text: Any, a: int, a_end: int, b: int, b_end: int) -> bool:
         a += 1
         b += 1
     return a == a_end and b < b_end
+
+
+@kernel
+def _is_rising(text: Any, offsets: Int64) -> bool:
+    for i in range(len(offsets) - 2):
+        if not is_less(text, offsets[i], offsets[i + 1], offsets[i + 1], offsets[i + 2]):
+            return False
+    return True
 
 
 @kernel

@@ -29,6 +29,7 @@ from machxc.facts import facts_of
 from machxc.files import find_folder, output_errors, replace_folder, staging_folder
 from machxc.folder import check_destination, finish_model, repetition_file
 from machxc.label_counts import LabelCounts
+from machxc.maps import check, guarded
 from machxc.model import Model
 from machxc.plan import Plan, make_plan, within_machine
 from machxc.repetition.chunks import OnSamples
@@ -174,6 +175,7 @@ class _Run:
         self.asked = asked if base is None else grown(base, asked)
         self.replaces = overwrite or base is not None
 
+    @guarded()
     def whole(self) -> Model:
         """Train all repetitions that are missing, and put the model together."""
         folder = open_folder(self.name)
@@ -189,6 +191,7 @@ class _Run:
             _drop(folder)
         return Model.load(self.output, verify=False)
 
+    @guarded()
     def shard(self) -> Model | None:
         """Train the repetitions of a shard; the model when it is complete."""
         folder = open_folder(self.name)
@@ -300,6 +303,7 @@ class _Run:
                 for r in range(config.repetitions):
                     folder.export(r, staged / repetition_file(r))
             finish_model(staged, config, dataset.names, LabelCounts.of(dataset.samples.labels), len(dataset))
+            check(*dataset.arrays())
             replace_folder(staged, self.output, overwrite=self.replaces)
 
     def _finished(self) -> Model:

@@ -107,6 +107,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.features)
 
+    def arrays(self) -> list[Array]:
+        """All arrays of them."""
+        features, labels = self.features, self.labels
+        arrays: list[Array] = [features.indptr, features.indices, features.values, labels.indptr, labels.indices]
+        return arrays if self.weights is None else [*arrays, self.weights]
+
 
 def frozen(array: Array) -> Any:
     """A read-only view: so that one compiled kernel serves memory-mapped arrays, which are read-only, and others."""

@@ -15,6 +15,7 @@ from machxc.facts import facts_of
 from machxc.folder import ModelData
 from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
+from machxc.maps import check, guarded
 from machxc.model import Model, partition_of
 from machxc.plan import make_plan, within_machine
 from machxc.repetition.chunks import OnSamples
@@ -33,6 +34,7 @@ class CancelledError(Exception):
     """Raised inside a repetition that is to end because another one failed, or the user asked to."""
 
 
+@guarded()
 def train(
     samples: Samples,
     names: LabelNames,
@@ -61,6 +63,7 @@ def train(
     numbers, store = range(plan.config.repetitions), repetitions.__setitem__
     run_repetitions(samples, plan.config, numbers, store, plan.jobs, progress, device)
     counts = LabelCounts.of(samples.labels)
+    check(*samples.arrays())
     data = ModelData(plan.config, names, counts, len(samples), dict(sorted(repetitions.items())))
     return Model(data)
 

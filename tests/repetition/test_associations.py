@@ -17,6 +17,7 @@ from machxc.model import partition_of
 from machxc.partition import Partition
 from machxc.repetition import associations, counting
 from machxc.repetition.associations import DOUBT, MOST_LEFT_OUT, STRENGTH, table_of
+from machxc.repetition.chunks import MOST_ROWS
 from machxc.repetition.counting import count_repetition
 from machxc.repetition.counts import LENGTH, MEMBERS, POWER, Counts, Pairs
 from machxc.repetition.encode import Encoder
@@ -37,7 +38,7 @@ class Plain:
     def __init__(self, samples: Samples, encoder: Encoder, pairs: Pairs, counts: Counts, config: Config) -> None:
         self.samples, self.encoder, self.pairs, self.counts = samples, encoder, pairs, counts
         met = np.diff(counts.starts) >= associations.FEWEST_MET
-        self.n_rows = min(associations.MOST_ROWS, int(met.sum()))
+        self.n_rows = min(MOST_ROWS, int(met.sum()))
         self.has = {
             bucket: {f for f in range(self.n_rows) if bucket in counts.entries[counts.starts[f] : counts.starts[f + 1]]}
             for bucket in range(config.buckets)

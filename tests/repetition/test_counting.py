@@ -18,7 +18,7 @@ from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.model import Model, partition_of
 from machxc.partition import HashPartition, Partition, TablePartition
-from machxc.repetition import counting
+from machxc.repetition import counting, windows
 from machxc.repetition.counting import count_repetition
 from machxc.repetition.counts import CALM, LENGTH, POWER, PRIOR, UNSEEN
 from machxc.repetition.encode import encoder_of, slot_hash
@@ -141,6 +141,24 @@ def test_many_samples_are_counted_as_few(buckets: int) -> None:
     samples = make_samples(5000, 20, labels_per_sample=2, noise=4)
     config = counted(n_labels=20, n_features=80, feature_bits=7, buckets=buckets)
     check_against_plain(samples, config, partition_of(config), 0)
+
+
+@pytest.mark.parametrize("window", [1 << 20, 300, 70])
+def test_a_store_beyond_memory_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """Samples dealt out by their buckets, and those that are left out or compared copied, instead of read at random."""
+    samples = make_samples(500, 20, labels_per_sample=2, noise=4)
+    weighted = Samples(samples.features, samples.labels, np.random.default_rng(0).uniform(0, 2, 500).astype(np.float32))
+    learning = {"left_out": 700, "associations": 400}
+    config = counted(n_labels=20, n_features=80, feature_bits=7, buckets=20, repetitions=2, **learning)
+    in_memory = [count_repetition(read, config, partition_of(config), 1) for read in (samples, weighted)]
+    monkeypatch.setattr(windows, "physical_memory", lambda: 1)
+    monkeypatch.setattr(windows, "WINDOW", window)
+    told: list[int] = []
+    for read, expected in zip((samples, weighted), in_memory, strict=True):
+        found = count_repetition(read, config, partition_of(config), 1, told.append)
+        assert found.keys() == expected.keys()
+        assert all(found[name].tobytes() == expected[name].tobytes() for name in found)
+    assert sum(told) == 2 * len(samples)
 
 
 @pytest.mark.parametrize("step", [1, 3, 7, 200])

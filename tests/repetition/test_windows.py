@@ -10,7 +10,7 @@ import pytest
 
 from machxc.repetition import random, windows
 from machxc.repetition.chunks import WINDOW
-from machxc.repetition.windows import shuffled
+from machxc.repetition.windows import at_hand, in_order, shuffled
 from machxc.samples import Features, Int64, Labels, Samples
 
 
@@ -73,6 +73,26 @@ def test_samples_dealt_out_to_files_are_the_same(samples: Samples, monkeypatch: 
     in_memory = epoch_of(samples, chosen)
     monkeypatch.setattr(windows, "physical_memory", lambda: 1)
     assert epoch_of(samples, chosen) == in_memory
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 300, 5000])
+def test_samples_are_read_in_any_order(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch, size: int, beyond: bool
+) -> None:
+    monkeypatch.setattr(windows, "WINDOW", size)
+    monkeypatch.setattr(windows, "_DEALT", 64)
+    monkeypatch.setattr(windows, "physical_memory", lambda: 1 if beyond else 1 << 40)
+    members = np.random.default_rng(size).integers(0, 1000, 1500 if size > 1 else 40).astype(np.uint32)
+    parts = [(*in_order(samples, members),), (at_hand(samples, members.astype(np.int64)),)]
+    for part in parts:
+        found = [
+            features.values[features.indptr[i] : features.indptr[i + 1]].tolist()
+            for features, places in part
+            for i in places.tolist()
+        ]
+        assert found == [row[0] for row in listed(samples, members.astype(np.int64))]
+    assert not list(in_order(samples, members[:0]))
 
 
 def test_every_order_over_windows_is_equally_likely(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Namespace, console: Console) -> int:
     """Run the verb; every exception becomes one line and an exit code."""
+    from machxc.maps import guarded  # not for --help: it loads NumPy
+
     try:
-        with console.log_shown():
+        with console.log_shown(), guarded():
             arguments.run(arguments, console)
             console.flush()
         return DONE

@@ -64,16 +64,17 @@ def column(cells: Strings, width: int, places: list[int]) -> Strings:
     return Strings(out, ends)
 
 
-def split_labels(cells: Strings, separator: str | None) -> tuple[Int64, Strings]:
+def split_labels(cells: Strings, separator: str | None, width: int = 1, place: int = 0) -> tuple[Int64, Strings]:
     """The labels of each cell: cut at the separator, without white space around them; empty ones are none.
 
-    Returns their offsets by cell (int64 [n + 1]), and the labels.
+    Of rows of ``width`` cells, those at ``place``. Returns their offsets by cell (int64 [n + 1]), and the labels.
     """
     mark = np.frombuffer((separator or "").encode(), np.uint8)
-    most = len(cells) + (int(np.count_nonzero(cells.bytes == mark[0])) if len(mark) else 0)
+    n_rows = len(cells) // width
+    most = n_rows + (int(np.count_nonzero(cells.bytes == mark[0])) if len(mark) else 0)
     starts, stops = np.empty(most, np.int64), np.empty(most, np.int64)
-    indptr = np.zeros(len(cells) + 1, np.int64)
-    n = _cut(cells.bytes, cells.offsets, mark, _SPACES, indptr, starts, stops)
+    indptr = np.zeros(n_rows + 1, np.int64)
+    n = _cut(cells.bytes, cells.offsets, width, place, mark, _SPACES, indptr, starts, stops)
     ends = offsets(stops[:n] - starts[:n])
     out = np.empty(int(ends[-1]), np.uint8)
     _gather(cells.bytes, starts[:n], stops[:n], out)
@@ -211,13 +212,16 @@ def _stripped(text: Any, start: int, stop: int, spaces: Any) -> tuple[int, int]:
 
 
 @kernel
-def _cut(text: Any, offsets: Int64, separator: Any, spaces: Any, indptr: Int64, starts: Int64, stops: Int64) -> int:
+def _cut(
+    text: Any, offsets: Int64, width: int, place: int, separator: Any, spaces: Any,
+    indptr: Int64, starts: Int64, stops: Int64,
+) -> int:  # fmt: skip
     n = 0
-    for cell in range(len(offsets) - 1):
-        begin, end = offsets[cell], offsets[cell + 1]
+    for row in range(len(indptr) - 1):
+        begin, end = offsets[row * width + place], offsets[row * width + place + 1]
         while True:
-            at = begin
-            while at < end and not (len(separator) > 0 and _is_at(text, at, end, separator, len(separator))):
+            at = begin if len(separator) > 0 else end
+            while at < end and not (text[at] == separator[0] and _is_at(text, at, end, separator, len(separator))):
                 at += 1
             start, stop = _stripped(text, begin, at, spaces)
             if start < stop:
@@ -226,5 +230,5 @@ def _cut(text: Any, offsets: Int64, separator: Any, spaces: Any, indptr: Int64, 
             if at >= end:
                 break
             begin = at + len(separator)
-        indptr[cell + 1] = n
+        indptr[row + 1] = n
     return n

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from machxc.config import TextConfig
-from machxc.data.columns import Column, Columns, Offsets
+from machxc.data.columns import Column, Columns, MemoryColumns, Offsets
 from machxc.data.dataset import Dataset, no_unknown
 from machxc.data.formats import find_format, raw_batches
 from machxc.data.labelling import NamedLabels, label_coder
@@ -35,6 +35,7 @@ class Encoder:
 
     A trained model has ``names``, and ``text`` or (numeric features) ``n_features`` D; without ``names``, ``text``
     None is chosen from the first texts. ``unknown_labels``: "error", "count", or None: "error" if names are strings.
+    ``columns``: where the names of a file of ``label_names`` are to lie (None: in memory).
     """
 
     def __init__(
@@ -45,12 +46,13 @@ class Encoder:
         text: TextConfig | None = None,
         n_features: int | None = None,
         unknown_labels: str | None = None,
+        columns: Columns | None = None,
     ) -> None:
         if unknown_labels not in (None, *UNKNOWN_LABELS):
             raise SettingError(
                 f"The 'unknown_labels' option must be one of {UNKNOWN_LABELS} or None. Got {unknown_labels!r} instead."
             )
-        self.coder = label_coder(names, label_names, unknown_labels)
+        self.coder = label_coder(names, label_names, unknown_labels, columns or MemoryColumns())
         self.text, self.text_reason = text, ""
         self.n_features = n_features or 0
         self.learns_labels = names is None

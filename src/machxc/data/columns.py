@@ -12,6 +12,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from machxc.errors import DataError
+from machxc.maps import map_array, mapping_of
 from machxc.samples import Array, Int64
 
 TEMPORARY = ("part.", "spelt.")  # columns that are no part of a dataset
@@ -170,7 +172,7 @@ class _FileColumn:
         self._file.close()
         digest = None if self._digest is None else self._digest.hexdigest()
         self._facts.update(dtype=self._dtype.str, length=self._length, sha256=digest)
-        return mapped(self._path, self._dtype)
+        return map_array(self._path, self._dtype, DataError)
 
     def go_on(self, length: int) -> None:
         """Keep the first ``length`` numbers that are there, hash them, and append after them."""
@@ -208,21 +210,11 @@ class Offsets:
         return self._column.finish()
 
 
-def mapped(path: Path, dtype: npt.DTypeLike) -> Array:
-    """A file of numbers as a read-only array, mapped into memory."""
-    if not path.stat().st_size:
-        return np.empty(0, dtype)  # nothing to map
-    return np.memmap(path, dtype, mode="r")
-
-
 def release(*arrays: Array) -> None:
     """Let go of the memory that mapped arrays took: they stay as they are, and are read from their files again."""
-    for array in arrays:
-        base: Any = array
-        while isinstance(base, np.ndarray):
-            base = base.base
-        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            base.madvise(mmap.MADV_DONTNEED)
+    for content in map(mapping_of, arrays):
+        if content is not None and hasattr(mmap, "MADV_DONTNEED"):
+            content.madvise(mmap.MADV_DONTNEED)
 
 
 def _reserve(file: IO[bytes], size: int) -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -35,12 +33,15 @@ from machxc.errors import DataError, OutputError
 from machxc.files import (
     check_target,
     link_file,
+    lock_file,
     output_errors,
     replace_folder,
     sha256_file,
     staging_folder,
+    try_lock,
     write_file,
 )
+from machxc.maps import check, guarded
 
 log = logging.getLogger("machxc.data")
 
@@ -59,17 +60,16 @@ def convert(
 ) -> Dataset:
     """Read a file of samples once, write it as a converted store, and open that.
 
-    Memory is bounded, whatever the size of the file and the number of labels (but for names given as a file of
-    ``label_names``). The folder appears when it is complete, or not at all. A conversion that was killed, or ended by
-    an error after its first part, goes on when the same is asked again. ``text``: how texts become features; None:
-    chosen from the first ones. DataError for what is wrong with the data, OutputError when ``store`` exists (without
-    ``overwrite``) or cannot be written.
+    Memory is bounded, whatever the size of the file and the number of labels. The folder appears when it is complete,
+    or not at all. A conversion that was killed, or ended by an error after its first part, goes on when the same is
+    asked again. ``text``: how texts become features; None: chosen from the first ones. DataError for what is wrong with
+    the data, OutputError when ``store`` exists (without ``overwrite``) or cannot be written.
     """
     options = options or ReadOptions()
     check_target(store, overwrite=overwrite)
     if is_store(path):
         raise DataError("is a converted store already; use it as it is, or copy the folder", path=str(path))
-    with _work_folder(store) as folder, output_errors(store):
+    with _work_folder(store) as folder, output_errors(store), guarded():
         work = _Work(folder, options, text)
         with _from_the_beginning_if_changed(work, path), Source(path, progress) as source:
             work.run(source)
@@ -81,6 +81,7 @@ def convert(
             for name in work.facts:
                 link_file(folder / f"{name}.bin", staged / f"{name}.bin")
             write_file(staged / MANIFEST, manifest(work.dataset, work.facts))
+            check(*work.dataset.arrays())
             replace_folder(staged, store, overwrite=overwrite)
         shutil.rmtree(folder, ignore_errors=True)
     return open_store(store, verify=False)
@@ -103,10 +104,11 @@ class _Work:
 
     def run(self, source: Source) -> None:
         """Read the source, from where the last part ended. ChangedError when what was read before is not the same."""
-        encoder = Encoder(self._options.label_names, text=self._text)
         before = self._before()
         self.clear(() if before is None else (_STATE, *(f"{name}.bin" for name in before["columns"])))
-        with FileColumns(self._folder, None if before is None else before["columns"]) as columns:
+        lengths = None if before is None else before["columns"]
+        with FileColumns(self._folder) as named, FileColumns(self._folder, lengths) as columns:
+            encoder = Encoder(self._options.label_names, text=self._text, columns=named)
             collector = Collector(encoder, columns, None if before is None else before["collector"])
             mark = None if before is None else Mark(**before["mark"])
             if mark is not None:
@@ -116,10 +118,7 @@ class _Work:
                 self._save({"mark": dataclasses.asdict(reached), "columns": columns.lengths(), "collector": state})
 
             self.dataset = collect(source, self._options, encoder, collector, mark=mark, on_part=on_part)
-            for name, array in self.dataset.names.arrays().items():
-                if f"names.{name}" not in columns.facts:
-                    columns.add(f"names.{name}", array)
-            self.facts = columns.kept_facts()
+            self.facts = dict(sorted({**columns.kept_facts(), **named.kept_facts()}.items()))
 
     def clear(self, kept: Collection[str] = ()) -> None:
         """Forget what there is, but the files ``kept``."""
@@ -172,9 +171,10 @@ def _work_folder(store: Path | str) -> Iterator[Path]:
     folder = work_folder(store)
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        lock = lock_file(folder / _LOCK)
     try:
-        _take(lock, folder)
+        if not try_lock(lock, folder / _LOCK):
+            raise OutputError(f"another process is converting into {folder}; wait for it, or choose another name")
         try:
             yield folder
         except BaseException as error:
@@ -185,14 +185,3 @@ def _work_folder(store: Path | str) -> Iterator[Path]:
             raise
     finally:
         os.close(lock)
-
-
-def _take(lock: int, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock), os.stat(folder / _LOCK)):
-            raise OSError(errno.EWOULDBLOCK, "the lock was replaced")
-    except OSError as error:
-        raise OutputError(
-            f"another process is converting into {folder}; wait for it, or choose another name"
-        ) from error

@@ -9,7 +9,7 @@ import numpy as np
 from machxc.config import TextConfig
 from machxc.data.options import SourceFacts
 from machxc.labels import LabelNames
-from machxc.samples import Int64, Samples
+from machxc.samples import Array, Int64, Samples
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Dataset:
     def unknown_labels(self) -> int:
         """How many labels, over all samples, are not among the names."""
         return int(self.unknown.sum())
+
+    def arrays(self) -> list[Array]:
+        """The arrays of the samples and of the names."""
+        return [*self.samples.arrays(), *self.names.arrays().values()]
 
     def rows(self, start: int, stop: int) -> Dataset:
         """Samples start to stop, without copying their features, labels or weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,18 @@ from typing import Any
 import numpy as np
 
 from machxc.data.columns import Columns, Offsets
+from machxc.data.name_files import ids_of_file, names_of_file
 from machxc.data.raw import RawBatch, RawLabels, kept_offsets, tidy_labels
-from machxc.data.source import packed_lines
 from machxc.errors import DataError
 from machxc.labels import LabelNames
 from machxc.packed import Strings, distinct_strings
 from machxc.samples import Int64, Labels
 
 _PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # "007" is a name, not 7
+
+
+IdsOfIntegers = Callable[[Int64], Int64]
+"""The label ids of integers in the data, -1 for those that are none."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,17 @@ class Coded:
 class KnownLabels:
     """Labels that have names already: a trained model's, or those of a file of names.
 
-    ``count_unknown``: whether a label without a name is counted, or an error that says ``advice``. ``ids_of_integers``
-    int64: the label id of each integer in the data (-1: unknown), where integers are line numbers of a file of names.
+    ``count_unknown``: whether a label without a name is counted, or an error that says ``advice``. ``ids_of_integers``:
+    gives the label ids of integers in the data (-1: unknown), where they are line numbers of a file of names.
     """
 
     def __init__(
-        self, names: LabelNames, *, count_unknown: bool, advice: str, ids_of_integers: Int64 | None = None
+        self,
+        names: LabelNames,
+        *,
+        count_unknown: bool,
+        advice: str,
+        ids_of_integers: Callable[[Int64], Int64] | None = None,
     ) -> None:
         self.names, self._count_unknown, self._advice = names, count_unknown, advice
         self._ids_of_integers = ids_of_integers
@@ -76,11 +86,7 @@ class KnownLabels:
         return ids
 
     def _integer_ids(self, integers: Int64) -> Int64:
-        table = self._ids_of_integers
-        if table is None:
-            return self.names.ids_of(integers)
-        inside = (integers >= 0) & (integers < len(table))
-        return np.where(inside, table[np.where(inside, integers, 0)], -1)
+        return (self._ids_of_integers or self.names.ids_of)(integers)
 
     def _check_unknown(self, batch: RawBatch) -> None:
         if self._count_unknown:
@@ -132,37 +138,41 @@ class NamedLabels:
 
 
 def label_coder(
-    names: LabelNames | None, label_names: Path | str | None, unknown_labels: str | None
+    names: LabelNames | None, label_names: Path | str | None, unknown_labels: str | None, columns: Columns
 ) -> KnownLabels | None:
     """The coder for a model's ``names`` (None: training), a file of ``label_names``, and the policy for unknown.
 
-    None when there are neither: names are what is found.
+    None when there are neither: names are what is found. ``columns``: where the names of a file are to lie.
     """
-    lines = None if label_names is None else packed_lines(label_names)
-    if lines is not None and not len(lines):
-        raise DataError("has no label names; expected one a line", path=str(label_names))
     if names is None:
-        return None if lines is None else _labels_of_file(lines, str(label_names))
+        return None if label_names is None else _labels_of_file(label_names, columns)
     count = names.kind != "strings" if unknown_labels is None else unknown_labels == "count"
     advice = "train with it, correct it, or have unknown labels counted as misses (unknown_labels='count')"
-    if lines is None:
+    if label_names is None:
         return KnownLabels(names, count_unknown=count, advice=advice)
     if names.kind != "strings":
         raise DataError(
             "this file names labels, but the model was trained with integer labels; leave it out", path=str(label_names)
         )
-    return KnownLabels(names, count_unknown=count, advice=advice, ids_of_integers=names.ids_of(lines.tolist()))
+    return KnownLabels(
+        names, count_unknown=count, advice=advice, ids_of_integers=_looked_up(ids_of_file(label_names, names))
+    )
 
 
-def _labels_of_file(lines: Strings, path: str) -> KnownLabels:
-    try:
-        names = LabelNames.packed(lines)
-    except DataError as error:
-        raise DataError(
-            f"expected one label name a line, each once: {error} (label i is on line i + 1)", path=path
-        ) from None
-    advice = f"{path} names the labels 0 to {len(lines) - 1}: add its name there, or correct the label"
-    return KnownLabels(names, count_unknown=False, advice=advice, ids_of_integers=np.arange(len(lines)))
+def _labels_of_file(path: Path | str, columns: Columns) -> KnownLabels:
+    names = names_of_file(path, columns)
+    advice = f"{path} names the labels 0 to {len(names) - 1}: add its name there, or correct the label"
+    return KnownLabels(names, count_unknown=False, advice=advice, ids_of_integers=LabelNames.ids(len(names)).ids_of)
+
+
+def _looked_up(table: Int64) -> IdsOfIntegers:
+    """What finds integers in a table."""
+
+    def look_up(integers: Int64) -> Int64:
+        inside = (integers >= 0) & (integers < len(table))
+        return np.where(inside, table[np.where(inside, integers, 0)], -1)
+
+    return look_up
 
 
 def _distinct_labels(labels: RawLabels) -> tuple[Int64 | list[str], Int64]:

@@ -214,13 +214,17 @@ def packed_lines(path: Path | str) -> Strings:
 
     DataError as for any source.
     """
+    return joined(list(lines_of(path)) or [Strings.of([])])
+
+
+def lines_of(path: Path | str) -> Iterator[Strings]:
+    """`packed_lines`, a block of the file at a time."""
     with Source(path) as source:
-        blocks = (utf8(source, block, line, "utf-8") for line, block, _ in line_blocks(source))
-        parts = [_lines_of(block) for block in blocks]
-    return joined(parts or [Strings.of([])])
+        for line, block, _ in line_blocks(source):
+            yield _lines_of_block(utf8(source, block, line, "utf-8"))
 
 
-def _lines_of(block: bytes) -> Strings:
+def _lines_of_block(block: bytes) -> Strings:
     """The lines of a block without their ends."""
     data = np.frombuffer(block if block.endswith(b"\n") else block + b"\n", np.uint8)
     ends = np.flatnonzero(data == 10)

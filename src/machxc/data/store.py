@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from machxc.config import MAX_ID, TextConfig
-from machxc.data.columns import mapped, release
+from machxc.data.columns import release
 from machxc.data.dataset import Dataset, no_unknown
 from machxc.data.options import SourceFacts
 from machxc.errors import DataError, MachxcError
 from machxc.files import find_folder, sha256_file
 from machxc.labels import LabelNames
+from machxc.maps import guarded, map_array
 from machxc.samples import Array, Features, Labels, Samples
 
 MANIFEST = "store.json"
@@ -62,9 +63,10 @@ def open_store(path: Path | str, *, verify: bool = True) -> Dataset:
         raise DataError(f"{given}; expected the folder of a converted store", path=str(path))
     facts = _read_manifest(folder)
     try:
-        dataset = _Reader(folder, facts).dataset(verify=verify)
-        if verify:
-            _verify(folder, facts, dataset)
+        with guarded():
+            dataset = _Reader(folder, facts).dataset(verify=verify)
+            if verify:
+                _verify(folder, facts, dataset)
     except (KeyError, TypeError, ValueError, OverflowError, MachxcError, OSError) as error:
         raise _damaged(folder, str(error)) from error
     return dataset
@@ -159,7 +161,7 @@ class _Reader:
         size = path.stat().st_size
         if type(told["length"]) is not int or size != told["length"] * dtype.itemsize:
             raise ValueError(f"{path.name} has {size} bytes, expected {told['length']} numbers of {dtype.itemsize}")
-        return mapped(path, dtype)
+        return map_array(path, dtype, DataError)
 
 
 def _verify(folder: Path, facts: dict[str, Any], dataset: Dataset) -> None:

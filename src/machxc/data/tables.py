@@ -146,7 +146,7 @@ class Columns:
 
         indptr, labels = np.zeros(len(lines) + 1, np.int64), Strings.of([])
         if self.label is not None:
-            indptr, labels = split_labels(pick(self.label), self._separator)
+            indptr, labels = split_labels(cells, self._separator, width, int(rank[self.label]))
         weights = [] if self.weight is None else list(map(_number, pick(self.weight).tolist()))
         checked = checked_weights(self._source.name, lines, weights)
         return RawBatch(self._source.name, lines, _raw(indptr, labels), pick(*self.texts), weights=checked)

@@ -31,18 +31,17 @@ from machxc.compiled import kernel
 from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import Int32, UInt16
-from machxc.repetition.chunks import OnSamples
-from machxc.repetition.counts import Counts, Pairs, members_of, weight_of, with_others
+from machxc.repetition.chunks import BAND, MEMBERS, MOST_ROWS, OnSamples
+from machxc.repetition.counts import Counts, Pairs, encoded, members_of, weight_of, with_others
 from machxc.repetition.encode import Encoder
+from machxc.repetition.windows import batch_size
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
 
 STRENGTH = 2.0  # measured on names and terms: docs/algorithm.md
-MOST_ROWS = 8192  # of the features that most samples have: these are associated
 FEWEST_MET = 16  # buckets that such a feature has met
 MOST_LEFT_OUT = (1 << 16) - 1  # so that numbers of samples fit 16 bits
 FEWEST, LIFT, LEAST, DOUBT = 3, 3.0, 0.015, 5.0  # n(f, g); t / p(f); t and E; samples made up against chance
 BATCH = 2048  # left-out samples prepared at a time
-BAND = 1024  # features g for which n(f, g) is counted at a time: 16 MB, which the caches hold better than all, too
 _BLOCK = 64  # features g whose t is computed at a time
 _LOOKED_AT, _BUCKETS = 4096, 1024  # buckets that tell which E to take; buckets whose E is computed at a time
 
@@ -134,8 +133,9 @@ def _learn(
     random.shuffle(chosen, random.stream(config.seed, random.ASSOCIATIONS, r))
     chosen = np.sort(chosen[: min(config.associations, MOST_LEFT_OUT)])
     shown = []
-    for start in range(0, len(chosen), BATCH):
-        shown.append(_shown(samples, encoder, pairs, chosen[start : start + BATCH], n_rows))
+    size = batch_size(samples, BATCH, 1 + MEMBERS)
+    for start in range(0, len(chosen), size):
+        shown.append(_shown(samples, encoder, pairs, chosen[start : start + size], n_rows))
         if on_samples is not None:
             on_samples(0)
     having = _times([batch.others for batch in shown], n_rows)
@@ -151,7 +151,7 @@ def _learn(
 
 def _shown(samples: Samples, encoder: Encoder, pairs: Pairs, batch: Int64, n_rows: int) -> _Shown:
     """What the left-out samples ``batch`` (numbers of their pairs) show."""
-    queries = encoder(samples.features, pairs.members[batch].astype(np.int64))
+    queries = encoded(samples, encoder, pairs.members[batch])
     buckets, places = np.unique(pairs.buckets[batch], return_inverse=True)
     members = members_of(samples, encoder, pairs, buckets.astype(np.int64))
     room = np.minimum(n_rows, np.diff(members.rows.indptr[members.starts]))[places].sum()

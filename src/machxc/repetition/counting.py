@@ -9,7 +9,8 @@ as the number of buckets that have it, not as the number of its occurrences.
     w(f, b) = max(0, ln(1 + c(f, b)**POWER / (smoothing * p(f))) - LENGTH * ln(1 + sum_f c(f, b) / smoothing))
     bias(b) = PRIOR * ln(number of samples of bucket b), of an empty bucket as if it had UNSEEN samples
 
-Two passes over the samples, no gradient. What these weights do not know is then learnt from some samples that are left
+Two passes over the samples in the order of their buckets (windows.py reads a store beyond memory in its own order), no
+gradient. What these weights do not know is then learnt from some samples that are left
 out of their own bucket: see leave_one_out.py.
 
 Features of one sample repeat each other, and a product over all of them is far too sure of itself. So weights and
@@ -39,6 +40,7 @@ from machxc.repetition.encode import Encoder, Rows, fit_encoder
 from machxc.repetition.leave_one_out import Learnt, learn
 from machxc.repetition.stored import pack
 from machxc.repetition.targets import bucket_counts, bucket_targets
+from machxc.repetition.windows import in_order
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
 
 _NEVER = np.uint32(0xFFFFFFFF)
@@ -140,10 +142,12 @@ def _by_bucket(samples: Samples, partition: Partition, r: int) -> Pairs:
 
 def _chunks(samples: Samples, encoder: Encoder, pairs: Pairs) -> Iterator[tuple[Rows, slice]]:
     """Encoded samples in the order of ``pairs``, and the slice of it that they are, chunk by chunk."""
-    step = chunk_size(samples.features)
-    for start in range(0, len(pairs), step):
-        chunk = slice(start, min(start + step, len(pairs)))
-        yield encoder(samples.features, pairs.members[chunk].astype(np.int64)), chunk
+    step, start = chunk_size(samples.features), 0
+    for features, places in in_order(samples, pairs.members):
+        for at in range(0, len(places), step):
+            chunk = places[at : at + step]
+            yield encoder(features, chunk), slice(start + at, start + at + len(chunk))
+        start += len(places)
 
 
 @kernel

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from machxc.compiled import inline
+from machxc.repetition.chunks import MEMBERS
 from machxc.repetition.encode import Encoder, Rows
+from machxc.repetition.windows import at_hand
 from machxc.samples import Float32, Int64, Samples, UInt32
 
 POWER, LENGTH, PRIOR, UNSEEN, CALM = 0.7, 0.4, 0.5, 0.01, 2.4  # measured on names, terms and queries: docs/algorithm.md
-MEMBERS = 16  # samples of a bucket that tell what its samples have
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,13 @@ def members_of(samples: Samples, encoder: Encoder, pairs: Pairs, buckets: Int64)
     lengths = np.minimum(starts[buckets + 1] - starts[buckets], MEMBERS)
     bounds = np.concatenate(([0], np.cumsum(lengths)))
     numbers = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths) + np.repeat(starts[buckets], lengths)
-    return Members(bounds, numbers, encoder(samples.features, pairs.members[numbers].astype(np.int64)))
+    return Members(bounds, numbers, encoded(samples, encoder, pairs.members[numbers]))
+
+
+def encoded(samples: Samples, encoder: Encoder, members: UInt32) -> Rows:
+    """Some samples, in any order, encoded."""
+    features, places = at_hand(samples, members.astype(np.int64))
+    return encoder(features, places)
 
 
 def with_others(pairs: Pairs) -> Int64:

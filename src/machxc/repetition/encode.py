@@ -57,7 +57,7 @@ class Encoder:
     ) -> Rows:
         """Encode the samples ``order`` (int64 [n], default all in order); dropout leaves features out at random."""
         order = np.arange(len(features), dtype=np.int64) if order is None else order
-        lengths = features.indptr[order + 1] - features.indptr[order]
+        lengths = np.maximum(features.indptr[order + 1] - features.indptr[order], 0)  # below: of a file cut meanwhile
         indptr = np.zeros(len(order) + 1, np.int64)
         rows = np.empty(int(lengths.sum()), np.int32)
         weights = np.empty(len(rows), np.float32)

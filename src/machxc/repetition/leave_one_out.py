@@ -32,13 +32,14 @@ from machxc.config import Config
 from machxc.partition import Partition
 from machxc.repetition import random
 from machxc.repetition.arithmetic import Int32
-from machxc.repetition.chunks import OnSamples
+from machxc.repetition.chunks import MEMBERS, OnSamples
 from machxc.repetition.counts import (
     LENGTH,
     PRIOR,
     Counts,
     Members,
     Pairs,
+    encoded,
     members_of,
     shared,
     weight_of,
@@ -46,6 +47,7 @@ from machxc.repetition.counts import (
 )
 from machxc.repetition.encode import Encoder, Rows
 from machxc.repetition.targets import Targets, bucket_targets
+from machxc.repetition.windows import batch_size
 from machxc.samples import Float32, Int64, Samples, UInt32
 
 CANDIDATES = 20  # buckets that a sample is compared with
@@ -93,10 +95,11 @@ def learn(
     chosen = _left_out(pairs, config, r)
     log_shares = counts.log_shares
     bias, penalties, mean_value = PRIOR * log_shares, counts.penalties, counts.mean_value  # of all buckets: once
-    for start in range(0, len(chosen), BATCH):
-        batch = chosen[start : start + BATCH]
+    size = batch_size(samples, BATCH, MEMBERS * (1 + CANDIDATES))
+    for start in range(0, len(chosen), size):
+        batch = chosen[start : start + size]
         order = pairs.members[batch].astype(np.int64)
-        queries, targets = encoder(samples.features, order), bucket_targets(samples, order, partition, r)
+        queries, targets = encoded(samples, encoder, pairs.members[batch]), bucket_targets(samples, order, partition, r)
         near = _candidates(queries, targets, pairs.buckets[batch], counts, weights, bias)
         buckets, places = np.unique(near[near >= 0], return_inverse=True)
         near[near >= 0] = places

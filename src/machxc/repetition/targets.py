@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from machxc.compiled import kernel
 from machxc.partition import Partition
-from machxc.samples import Float32, Int64, Samples, UInt32, frozen
+from machxc.repetition.windows import gather_rows
+from machxc.samples import Float32, Int64, Samples, UInt32
 
 Int32 = npt.NDArray[np.int32]
 _CHUNK = 1 << 20
@@ -27,12 +28,10 @@ class Targets:
 def bucket_targets(samples: Samples, order: Int64, partition: Partition, r: int) -> Targets:
     """The target buckets of the samples ``order`` (int64 [n]) in repetition r."""
     labels = samples.labels
-    lengths = labels.indptr[order + 1] - labels.indptr[order]
-    ids = np.empty(int(lengths.sum()), np.uint32)
-    _gather(frozen(labels.indptr), frozen(labels.indices), order, ids)
+    ends, ids = gather_rows(labels.indptr, labels.indices, order.astype(np.uint32))
     indptr = np.zeros(len(order) + 1, np.int64)
     buckets = np.empty(len(ids), np.int32)
-    used = _distinct(lengths, partition.buckets(ids, r), indptr, buckets)
+    used = _distinct(np.diff(ends), partition.buckets(ids, r), indptr, buckets)
     weights = np.ones(len(order), np.float32) if samples.weights is None else np.asarray(samples.weights)[order]
     return Targets(indptr, buckets[:used], weights)
 
@@ -48,15 +47,6 @@ def bucket_counts(samples: Samples, partition: Partition, r: int) -> npt.NDArray
             weights = np.repeat(samples.weights[start : start + len(part)], np.diff(part.indptr))
         counts += np.bincount(partition.buckets(part.indices, r), weights, minlength=partition.n_buckets)
     return counts
-
-
-@kernel
-def _gather(indptr: Int64, indices: UInt32, order: Int64, out: UInt32) -> None:
-    used = 0
-    for n in range(len(order)):
-        for j in range(indptr[order[n]], indptr[order[n] + 1]):
-            out[used] = indices[j]
-            used += 1
 
 
 @kernel

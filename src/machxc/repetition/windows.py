@@ -6,7 +6,8 @@ memory before it is trained on, its samples in the order of the store: the store
 each window, and only the window, some tens of MB, is read at random.
 
 A store beyond memory would be read from the disk W times. It is read once instead, and its samples are dealt out to a
-temporary file a window, which then is read once: the same windows, from three passes over the data, whatever W.
+temporary file a window, which then is read once: the same windows, from three passes over the data, whatever W. So are
+samples that are wanted in another order, as counting wants them by their buckets.
 """
 
 from __future__ import annotations
@@ -51,12 +52,55 @@ def shuffled(samples: Samples, chosen: Int64, seed: int, r: int, epoch: int) -> 
     ends = np.zeros(n_windows + 1, np.int64)
     _deal(chosen, random.stream(seed, random.SHUFFLE, r, epoch), ends, members)
     bounds = list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
-    beyond = samples_bytes(samples) > physical_memory() // 2
-    parts = _dealt_out(samples, members, bounds) if beyond else (gather(samples, members[a:b]) for a, b in bounds)
+    if is_beyond_memory(samples):
+        parts = _dealt_out(samples, members, bounds)
+    else:
+        parts = (gather(samples, members[a:b]) for a, b in bounds)
     for number, part in enumerate(parts):
         order = np.arange(len(part), dtype=np.int64)
         random.shuffle(order, random.stream(seed, random.SHUFFLE, r, epoch, number))
         yield Window(part, order)
+
+
+def in_order(samples: Samples, members: UInt32) -> Iterator[tuple[Features, Int64]]:
+    """The features of the samples ``members`` (uint32 [n]), in that order, some at a time: where each of these lies.
+
+    Those of a store beyond memory are dealt out to files, so that it is read from front to back.
+    """
+    size = window_size(samples)
+    bounds = [(start, min(start + size, len(members))) for start in range(0, len(members), size)]
+    if not bounds or not is_beyond_memory(samples):
+        yield from ((samples.features, members[a:b].astype(np.int64)) for a, b in bounds)
+        return
+    rising, places = np.empty(len(members), np.uint32), np.empty(len(members), np.uint32)
+    for a, b in bounds:
+        rising[a:b], places[a:b] = _sorted(members[a:b])
+    for (a, b), part in zip(bounds, _dealt_out(samples, rising, bounds), strict=True):
+        yield part.features, places[a:b].astype(np.int64)
+
+
+def at_hand(samples: Samples, members: Int64) -> tuple[Features, Int64]:
+    """The features of the samples ``members`` (int64 [n]) of any order, and where each of these lies.
+
+    Of a store beyond memory they are copied, which is read from front to back.
+    """
+    if not is_beyond_memory(samples):
+        return samples.features, members
+    rising, places = _sorted(members.astype(np.uint32))
+    return gather(samples, rising).features, places
+
+
+def batch_size(samples: Samples, least: int, others: int) -> int:
+    """How many samples to take up at a time, each with ``others``.
+
+    They are a window's where these are taken out of a store beyond memory, which must be read for each batch.
+    """
+    return max(least, window_size(samples) // others) if is_beyond_memory(samples) else least
+
+
+def is_beyond_memory(samples: Samples) -> bool:
+    """Whether samples are so many that the system cannot be expected to keep their files in memory."""
+    return samples_bytes(samples) > physical_memory() // 2
 
 
 def window_size(samples: Samples) -> int:
@@ -103,6 +147,14 @@ def _dealt_out(samples: Samples, members: UInt32, bounds: list[tuple[int, int]])
                     files.add(window, gather(block, members[low:high] - np.uint32(first)))
             for window in range(len(some)):
                 yield files.read(window, samples)
+
+
+def _sorted(members: UInt32) -> tuple[UInt32, Int64]:
+    """The members in rising order, and where each of them comes to lie in it."""
+    order = np.argsort(members, kind="stable")
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return members[order], places
 
 
 def _block(samples: Samples, start: int, stop: int) -> Samples:
@@ -169,7 +221,7 @@ def _deal(chosen: Int64, state: np.uint64, ends: Int64, members: UInt32) -> None
 def _add_lengths(indptr: Int64, members: UInt32, ends: Int64) -> None:
     for n in range(len(members)):
         member = np.int64(members[n])
-        ends[n + 1] = ends[n] + indptr[member + 1] - indptr[member]
+        ends[n + 1] = ends[n] + max(np.int64(0), indptr[member + 1] - indptr[member])  # below: of a file cut meanwhile
 
 
 @kernel

@@ -7,14 +7,13 @@ file system that does not pass them on, shards are still harmless to each other,
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from machxc.errors import OutputError
-from machxc.files import output_errors
+from machxc.files import lock_file, output_errors, try_lock
 from machxc.runs.folder import LOCK, TURN
 
 
@@ -23,9 +22,10 @@ def held(folder: Path, *, shared: bool) -> Iterator[int]:
     """Make the run folder, and hold it: alone, or with other shards. OutputError when others hold it otherwise."""
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        lock = lock_file(folder / LOCK)
     try:
-        _take(lock, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        if not try_lock(lock, folder / LOCK, shared=shared):
+            raise OutputError(f"another process is training into {folder}; wait for it, or choose another output")
         yield lock
     finally:
         os.close(lock)
@@ -35,7 +35,7 @@ def held(folder: Path, *, shared: bool) -> Iterator[int]:
 def turn(folder: Path) -> Iterator[None]:
     """Wait until no other shard is at such a step."""
     with output_errors(folder):
-        lock = os.open(folder / TURN, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        lock = lock_file(folder / TURN)
     try:
         with contextlib.suppress(OSError):  # where there are no locks, turns are a courtesy
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -51,14 +51,3 @@ def is_last(lock: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _take(lock: int, folder: Path, kind: int) -> None:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
-            raise OSError(errno.EWOULDBLOCK, "the lock was replaced")
-    except OSError as error:
-        raise OutputError(
-            f"another process is training into {folder}; wait for it, or choose another output"
-        ) from error

@@ -24,6 +24,7 @@ from machxc.data import open_store
 from machxc.errors import ModelError, OutputError
 from machxc.folder import repetition_file, write_repetition
 from machxc.formats import Tensors
+from machxc.maps import check, guarded
 from machxc.model import partition_of
 from machxc.repetition.checkpoint import INTERVAL, Checkpoints
 from machxc.repetition.loop import n_trained, train_repetition
@@ -74,15 +75,17 @@ def train_in(
     """
     if folder.is_done(r, config):
         return
-    kept = _checkpoints(folder, r, interval)
-    with Attempt(folder, r, config.epochs * n_trained(config, len(samples))) as attempt:
+    kept, arrays = _checkpoints(folder, r, interval), samples.arrays()
+    with guarded(), Attempt(folder, r, config.epochs * n_trained(config, len(samples))) as attempt:
 
         def counted(n: int) -> None:
+            check(*arrays)
             attempt.add(n, went_on=kept.found)
             if on_samples is not None:
                 on_samples(n)
 
         tensors = train_repetition(samples, config, partition_of(config), r, counted, kept)
+        check(*arrays)
         folder.write_tensors(repetition_file(r), tensors)
     folder.remove(checkpoint_file(r))
 
@@ -103,17 +106,20 @@ def train_group_in(
     if not missing:
         return
     each = config.epochs * n_trained(config, len(samples))
-    with contextlib.ExitStack() as stack:
+    arrays = samples.arrays()
+    with guarded(), contextlib.ExitStack() as stack:
         attempts = {r: stack.enter_context(Attempt(folder, r, each)) for r in missing}
         kept = {r: _checkpoints(folder, r, interval, of="torch") for r in missing}
 
         def counted(numbers: Sequence[int], n: int) -> None:
+            check(*arrays)
             for r in numbers:
                 attempts[r].add(n // len(numbers), went_on=kept[r].found)
             if on_samples is not None:
                 on_samples(n)
 
         def store(r: int, tensors: Mapping[str, Array]) -> None:
+            check(*arrays)
             folder.write_tensors(repetition_file(r), tensors)
             folder.remove(checkpoint_file(r))
 
@@ -126,8 +132,11 @@ def train_alone(store: Path | str, config: Mapping[str, Any], r: int, folder: Pa
     The whole of what one of R machines has to do that never talk: the files of all of them, copied into one folder,
     are a model (`machxc.folder.finish_model` completes it).
     """
-    chosen, dataset = Config.from_dict(dict(config)), open_store(store)
-    write_repetition(folder, r, train_repetition(dataset.samples, chosen, partition_of(chosen), r))
+    chosen, samples = Config.from_dict(dict(config)), open_store(store).samples
+    with guarded():
+        tensors = train_repetition(samples, chosen, partition_of(chosen), r)
+        check(*samples.arrays())
+        write_repetition(folder, r, tensors)
 
 
 class Attempt:
