@@ -70,7 +70,7 @@ def test_every_setting_chooses_itself_within_its_bounds(facts: Facts, jobs: int,
     )
     assert all(plan.reasons.values())
     assert (plan.config.n_labels, plan.config.n_features) == (facts.n_labels, facts.n_features)
-    assert counted or plan.config.hidden > 0 or plan.config.buckets <= MOST_LINEAR_BUCKETS
+    assert counted or plan.config.layers or plan.config.buckets <= MOST_LINEAR_BUCKETS
     assert 1 <= plan.jobs <= plan.config.repetitions
     assert plan.serving_bytes > RUNTIME
     assert RUNTIME < plan.cost.training(1) <= plan.training_bytes or in_memory
@@ -86,6 +86,7 @@ def test_the_number_of_jobs_changes_no_setting(facts: Facts, jobs: int) -> None:
 
 GIVEN: dict[str, Any] = {
     "learner": "gradient", "repetitions": 7, "buckets": 123, "hidden": 33, "negatives": 5, "loss": "softmax",
+    "normalisation": "none", "hidden_dropout": 0.25,
     "epochs": 11, "learning_rate": 0.125, "dropout": 0.25, "smoothing": 2.5, "left_out": 7, "associations": 11,
     "prune": 0.5, "feature_bits": 13, "min_count": 4, "sublinear_tf": False, "idf": False, "l2": False,
     "estimator": "median",

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from machxc.config import LEVELS, Config
+from machxc.config import LEVELS, Config, layer_name
 from machxc.errors import ModelError, OutputError
 from machxc.files import (
     check_target,
@@ -73,8 +73,8 @@ _T = TypeVar("_T")
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> dtype (a safetensors name), shape
 
 
-# kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H hidden
-# units, K labels, R repetitions, L levels (256); rows and entries are free.
+# kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H units
+# of the first hidden layer, top of the last, K labels, R repetitions, L levels (256); rows and entries are free.
 _LINEAR = {
     "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
     "row_weights": TensorSpec("F32", ("rows",)),
@@ -93,7 +93,8 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
         "row_weights": TensorSpec("F32", ("rows",)),
         "table": TensorSpec("F16", ("rows", "H")),
         "hidden_bias": TensorSpec("F32", ("H",)),
-        "output": TensorSpec("F16", ("B", "H")),
+        "output": TensorSpec("F16", ("B", "top")),
+        # of each further layer i = 1, 2, ...: "layer_i" F16 [its units, those before], "layer_i_bias" F32 (`_layers`)
         "bias": TensorSpec("F32", ("B",)),
     },
     "partition": {"assignment": TensorSpec("U32", ("R", "K"), below="B")},
@@ -342,10 +343,27 @@ def _load_tensors(folder: Path, name: str, entry: _Entry, config: Config, *, ver
 
 def _check_tensors(where: str, kind: str, config: Config, tensors: Mapping[str, Array]) -> None:
     slots = min(config.n_features, 2**config.feature_bits)
-    sizes = {"F": slots, "B": config.buckets, "H": config.hidden, "K": config.n_labels, "R": config.repetitions}
-    check_tensors(where, TENSORS[kind], tensors, {**sizes, "L": LEVELS})
+    sizes = {"F": slots, "B": config.buckets, "K": config.n_labels, "R": config.repetitions, "L": LEVELS}
+    specs = TENSORS[kind]
+    if kind == "hidden":
+        specs = specs | _layers(len(config.layers))
+        sizes |= {"H": config.layers[0], "top": config.layers[-1], **_widths(config.layers)}
+    check_tensors(where, specs, tensors, sizes)
     if kind in ("linear", "wide") and (highest := _highest_bucket(tensors["starts"], tensors["entries"])) >= sizes["B"]:
         raise ModelError(f"{where}: 'entries': expected buckets below {sizes['B']}, got {highest}")
+
+
+def _layers(count: int) -> dict[str, TensorSpec]:
+    """The tensors of the hidden layers behind the first, of which H0, H1 and so on are the units."""
+    specs = {}
+    for i in range(1, count):
+        specs[layer_name(i)] = TensorSpec("F16", (f"H{i}", f"H{i - 1}"))
+        specs[f"{layer_name(i)}_bias"] = TensorSpec("F32", (f"H{i}",))
+    return specs
+
+
+def _widths(layers: tuple[int, ...]) -> dict[str, int]:
+    return {f"H{i}": width for i, width in enumerate(layers)}
 
 
 def _highest_bucket(starts: Array, entries: Array) -> int:

@@ -25,6 +25,7 @@ from machxc.repetition.arithmetic import (
     to_half,
 )
 from machxc.repetition.encode import Rows
+from machxc.repetition.layers import Layers, activate, products
 from machxc.repetition.random import draw
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, frozen
@@ -54,16 +55,17 @@ class NetworkLearner:
 
         Random inputs set the hidden units apart; with outputs at 0 the first scores are the buckets' frequencies.
         """
-        table = np.empty((n_rows, config.hidden), np.float32)
-        _uniform(table, np.float32(np.sqrt(3.0 / config.hidden)), random.stream(config.seed, random.WEIGHTS, r))
+        (n_hidden,) = config.layers
+        table = np.empty((n_rows, n_hidden), np.float32)
+        uniform(table, np.float32(np.sqrt(3.0 / n_hidden)), random.stream(config.seed, random.WEIGHTS, r))
         negatives = config.negatives if config.negatives < config.buckets else 0
-        output = np.zeros((config.buckets, config.hidden), np.float32, order="C" if negatives else "F")
+        output = np.zeros((config.buckets, n_hidden), np.float32, order="C" if negatives else "F")
         return cls(
             config.loss == "softmax",
             negatives,
             random.stream(config.seed, random.NEGATIVES, r),
             table,
-            np.zeros(config.hidden, np.float32),
+            np.zeros(n_hidden, np.float32),
             output,
             bias,
             np.zeros(n_rows + 1, np.float32),
@@ -89,9 +91,10 @@ class NetworkLearner:
     def logits(self, rows: Rows) -> Float32:
         """Bucket scores before softmax or sigmoid: float32 [n, B]."""
         hidden = np.empty((len(rows), len(self.hidden_bias)), np.float32)
-        _hidden(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
+        _sums(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
+        activate(hidden, self.hidden_bias, False)
         out = np.empty((len(rows), len(self.bias)), np.float32)
-        _outputs(hidden, np.ascontiguousarray(self.output), self.bias, out)
+        products(hidden, np.ascontiguousarray(self.output), self.bias, out)
         return out
 
     def tensors(self) -> dict[str, Array]:
@@ -105,23 +108,22 @@ class NetworkLearner:
 
 
 class NetworkScorer:
-    """A trained repetition with a hidden layer: scores from its stored, possibly memory-mapped, tensors."""
+    """A trained repetition with hidden layers: scores from its stored, possibly memory-mapped, tensors."""
 
-    def __init__(self, tensors: dict[str, Array]) -> None:
-        self.table: UInt16 = frozen(tensors["table"].view(np.uint16))
-        self.hidden_bias: Float32 = frozen(tensors["hidden_bias"])
-        self.output: Float32 = tensors["output"].astype(np.float32)
-        self.bias: Float32 = frozen(tensors["bias"])
+    def __init__(self, tensors: dict[str, Array], *, normalised: bool = False) -> None:
+        self._table: UInt16 = frozen(tensors["table"].view(np.uint16))
+        self._layers = Layers(tensors, normalised=normalised)
 
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
-        hidden = np.empty((len(rows), len(self.hidden_bias)), np.float32)
-        _hidden_half(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
-        _outputs(hidden, self.output, self.bias, out)
+        sums = np.empty((len(rows), self._table.shape[1]), np.float32)
+        _sums_half(rows.indptr, rows.rows, rows.weights, self._table, self._layers.start, sums)
+        self._layers.logits(sums, out)
 
 
 @kernel
-def _uniform(table: Float32, half_width: np.float32, state: np.uint64) -> None:
+def uniform(table: Float32, half_width: np.float32, state: np.uint64) -> None:
+    """Fill it with numbers that are uniform in +-half_width."""
     rows, columns = table.shape
     for i in range(rows):
         for j in range(columns):
@@ -289,33 +291,19 @@ def _backward(
 
 
 @fast_kernel
-def _hidden(indptr: Array, rows: Int32, weights: Float32, table: Float32, bias: Float32, out: Float32) -> None:
+def _sums(indptr: Array, rows: Int32, weights: Float32, table: Float32, start: Float32, out: Float32) -> None:
     for i in range(len(indptr) - 1):
-        copy(out[i], bias)
+        copy(out[i], start)
         for j in range(indptr[i], indptr[i + 1]):
             add_row(out[i], weights[j], table[rows[j]])
-        for k in range(len(bias)):
-            out[i, k] = max(out[i, k], np.float32(0.0))
 
 
 @fast_kernel
-def _hidden_half(indptr: Array, rows: Int32, weights: Float32, table: UInt16, bias: Float32, out: Float32) -> None:
-    bits = np.empty(len(bias), np.int32)
+def _sums_half(indptr: Array, rows: Int32, weights: Float32, table: UInt16, start: Float32, out: Float32) -> None:
+    bits = np.empty(len(start), np.int32)
     floats = bits.view(np.float32)
     for i in range(len(indptr) - 1):
-        copy(out[i], bias)
+        copy(out[i], start)
         for j in range(indptr[i], indptr[i + 1]):
             half_to_float(table[rows[j]], bits)
             add_row(out[i], weights[j] * HALF_SCALE, floats)
-        for k in range(len(bias)):
-            out[i, k] = max(out[i, k], np.float32(0.0))
-
-
-@fast_kernel
-def _outputs(hidden: Float32, output: Float32, bias: Float32, out: Float32) -> None:
-    for i in range(len(hidden)):
-        for b in range(len(bias)):
-            total = bias[b]
-            for k in range(hidden.shape[1]):
-                total += hidden[i, k] * output[b, k]
-            out[i, b] = total
