@@ -59,8 +59,8 @@ BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
     "n_labels": (int, 1, MAX_ID),
     "n_features": (int, 1, 2**32),
 }
-# settings that may also be a list of so many numbers at most, none of them 0
-LISTS = {"hidden": 16}
+# settings that may also be a list: how many ints it may have, and the highest
+LISTS = {"hidden": (16, 65536)}
 
 
 def check_bound(owner: str, name: str, value: Any) -> None:
@@ -85,16 +85,16 @@ def check_bound(owner: str, name: str, value: Any) -> None:
 
 
 def _check_list(owner: str, name: str, values: list[Any] | tuple[Any, ...]) -> None:
-    for value in values:
-        check_bound(owner, name, value)
-    if not 1 <= len(values) <= LISTS[name] or 0 in values:
+    most, high = LISTS[name]
+    if not 1 <= len(values) <= most or not all(type(value) is int and 1 <= value <= high for value in values):
         raise SettingError(
             f"The '{name}' parameter of {owner} must be {_expected_list(name)}, or one number. Got {values!r} instead."
         )
 
 
 def _expected_list(name: str) -> str:
-    return f"a list of 1 to {LISTS[name]} ints in [1, {BOUNDS[name][2]}]"
+    most, high = LISTS[name]
+    return f"a list of 1 to {most} ints in [1, {high}]"
 
 
 def one_or_tuple(value: Any) -> Any:

@@ -285,6 +285,8 @@ class _Chooser:
     def _learning_rate(self) -> tuple[float, str]:
         many = self.facts.n_samples >= _FEW_SAMPLES
         size = "many samples" if many else "few samples"
+        if self.values["normalisation"] != "none":
+            return 0.3, "normalised hidden units"
         if self.values["hidden"]:
             return 1.0, "hidden layer"
         if self.values["loss"] == "softmax":
