@@ -29,9 +29,10 @@ from machxc.repetition.encode import Encoder
 from machxc.samples import Features, Labels, Samples
 from machxc.torch.batches import batch_of, batches
 from machxc.torch.device import on
-from machxc.torch.learner import Group, LinearGroup, NetworkGroup, SparseTrunk, group_of, matrix_dtype
+from machxc.torch.learner import Group, LinearGroup, NetworkGroup, group_of, matrix_dtype
 from machxc.torch.loss import gradient_
 from machxc.torch.top_k import top_k
+from machxc.torch.trunk import SparseTrunk
 
 LEAST = {"cuda": 0.3, "cpu": 0.03}  # seconds that a measurement takes at least, after a first go that does not count
 
@@ -245,8 +246,8 @@ def stages(device: str, meter: Meter, shape: Shape, limits: dict[str, float | No
     add("logits", lambda: output.logits(whole, hidden), flops=matmul)
     add("loss", lambda: gradient_(logits, wanted, softmax=True), moved=3.0 * item * n_logits)
     logits.mul_(1e-3)
-    add("gradients", lambda: output.gradients(whole, hidden, logits), flops=2 * matmul)
-    gradients = output.gradients(whole, hidden, logits)
+    add("gradients", lambda: output.all_gradients(whole, hidden, logits), flops=2 * matmul)
+    gradients = output.all_gradients(whole, hidden, logits)
     add("step outputs", lambda: output.step(whole, gradients, 0.0), moved=(8.0 + 2 * item) * n_outputs)
     moved = item * gathered + 8.0 * used * shape.hidden
     add("step rows", lambda: trunk.table.step(encoded, gradients.hidden.view(flat, -1), 0.0), moved=moved)

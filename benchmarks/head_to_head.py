@@ -6,10 +6,11 @@ All have the same encoder (words and pairs of words, hashed to 65,536 columns, i
 (the made-up shop of machxc.testing: 30 training samples a label, 1,000,000 at most), the same optimiser (Adam), the
 same loss (softmax cross-entropy) and the same device; only the output layer differs (compare/peers/torch_heads.py):
 
-    ova          an output for each label
-    moe          a sparsely gated mixture of experts, as many outputs and a gate
-    mach         8 repetitions of 8 sqrt(K) buckets, each with an encoder of its own: as published
-    mach-shared  the same, with one encoder for all
+    ova              an output for each label
+    moe              a sparsely gated mixture of experts, as many outputs and a gate
+    mach             8 repetitions of 8 sqrt(K) buckets, each with an encoder of its own: as published
+    mach-shared      the same, with one encoder for all
+    mach-shared-RxF  R repetitions of F sqrt(K) buckets: what a sample costs, and what it tells, are R x B
 
 Each is trained in a process of its own for at most S seconds, or 10 epochs, and asked now and then for the best label
 of 1,000 test samples; that time is not counted. Times and memory are those of training, from before there is a network
@@ -40,10 +41,14 @@ import runner  # noqa: E402
 
 FOLDER = common.BUILD / "head_to_head"
 WORKER = HERE / "compare" / "race.py"
-METHODS = ("ova", "moe", "mach", "mach-shared")
+# of MACH: repetitions R, and buckets B as a multiple of sqrt(K)
+SHAPES = {"mach": (8, 8), "mach-shared": (8, 8)} | {
+    f"mach-shared-{r}x{f}": (r, f) for r, f in ((16, 4), (8, 2), (4, 4))
+}
+METHODS = ("ova", "moe", *SHAPES)
 LABELS = (1_000, 10_000, 100_000)
 LEVELS = (0.2, 0.3, 0.4)
-HIDDEN, COLUMNS, REPETITIONS, EPOCHS = 128, 1 << 16, 8, 10
+HIDDEN, COLUMNS, EPOCHS = 128, 1 << 16, 10
 EACH, MOST = 30, 1_000_000  # training samples a label, and in all
 TIMES = 4  # what an optimiser like Adam holds of a weight: itself, its gradient, and two means
 _Row = dict[str, Any]
@@ -89,7 +94,8 @@ def race(n_labels: int, method: str, given: argparse.Namespace) -> _Row:
     ended = runner.run(command, folder / f"{method}.log", limits, runner.thread_variables(given.threads))
     noted = json.loads(out.read_text()) if ended.status == "ok" else {}
     machine = f"{common.processor()}, {common.cores()} cores, {common.memory()}; load {os.getloadavg()[0]:.1f}"
-    return {"status": ended.status, "why": ended.why, "settings": settings, "machine": machine, **noted}
+    status = "out of device memory" if "OutOfMemoryError" in ended.why else ended.status
+    return {"status": status, "why": ended.why, "settings": settings, "machine": machine, **noted}
 
 
 def data(n_labels: int) -> Path:
@@ -106,30 +112,32 @@ def data(n_labels: int) -> Path:
 def options(n_labels: int, method: str, device: str) -> _Row:
     """The settings of a method: see torch_heads.py."""
     same = {"hidden": HIDDEN, "epochs": EPOCHS, "softmax": True, "device": device}
-    if not method.startswith("mach"):
+    if method not in SHAPES:
         return {**same, "head": method}
-    mine = {"repetitions": REPETITIONS, "buckets": buckets(n_labels), "shared": method == "mach-shared"}
+    mine = {"repetitions": SHAPES[method][0], "buckets": buckets(n_labels, method), "shared": method != "mach"}
     return {**same, "head": "mach", **mine}
 
 
-def buckets(n_labels: int) -> int:
-    """B: 8 sqrt(K)."""
-    return round(8 * math.sqrt(n_labels))
+def buckets(n_labels: int, method: str) -> int:
+    """B of a kind of MACH."""
+    return round(SHAPES[method][1] * math.sqrt(n_labels))
 
 
 def parameters(n_labels: int, method: str) -> int:
     """How many weights a method learns, but for the gate of a mixture."""
-    mach = method.startswith("mach")
-    outputs = REPETITIONS * buckets(n_labels) if mach else n_labels
-    return (COLUMNS + 1) * HIDDEN * (REPETITIONS if method == "mach" else 1) + outputs * (HIDDEN + 1)
+    outputs = SHAPES[method][0] * buckets(n_labels, method) if method in SHAPES else n_labels
+    encoders = SHAPES[method][0] if method == "mach" else 1
+    return (COLUMNS + 1) * HIDDEN * encoders + outputs * (HIDDEN + 1)
 
 
 def shown(device: str) -> str:
     """The tables of all results that there are, and what was run."""
     found = sorted(int(path.name) for path in (FOLDER / device).iterdir())
     rows = {k: {m: row for m in METHODS if (row := kept(device, k, m)) is not None} for k in found}
-    first = next(row for k in found for row in rows[k].values() if "torch" in row)
-    texts = [f"PyTorch {first['torch']} on {first['device']}; {first['machine'].partition(';')[0]}"]
+    first = next((row for k in found for row in rows[k].values() if "torch" in row), None)
+    texts = ["nothing was trained to its end"]
+    if first is not None:
+        texts = [f"PyTorch {first['torch']} on {first['device']}; {first['machine'].partition(';')[0]}"]
     texts += [size(k, rows, on_gpu=device != "cpu") for k in found]
     return "\n\n".join(texts)
 

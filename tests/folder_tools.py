@@ -8,6 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,15 @@ def tensors_of(config: Config, r: int = 0, rows: int = 4) -> dict[str, npt.NDArr
 
 
 def hidden_tensors(config: Config, rows: int, random: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-    return {
-        "table": random.standard_normal((rows, config.hidden)).astype(np.float16),
-        "hidden_bias": random.random(config.hidden, np.float32),
-        "output": random.standard_normal((config.buckets, config.hidden)).astype(np.float16),
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "table": random.standard_normal((rows, config.layers[0])).astype(np.float16),
+        "hidden_bias": random.random(config.layers[0], np.float32),
+        "output": random.standard_normal((config.buckets, config.layers[-1])).astype(np.float16),
     }
+    for i, (before, after) in enumerate(pairwise(config.layers), 1):
+        tensors[f"layer_{i}"] = random.standard_normal((after, before)).astype(np.float16)
+        tensors[f"layer_{i}_bias"] = random.random(after, np.float32)
+    return tensors
 
 
 def linear_tensors(config: Config, rows: int, random: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
@@ -111,6 +116,8 @@ MODELS = {
     "linear": tiny(),
     "wide": tiny(buckets=65_537, repetitions=1, rows=3),
     "hidden": tiny(hidden=6, seed=1),
+    "deep": tiny(hidden=[6, 5, 4], normalisation="layer", seed=2),
+    "normalised": tiny(hidden=4, normalisation="layer", seed=3),
     "ids": tiny(LabelNames.ids(7)),
     "integers": tiny(LabelNames.integers([-3, 0, 12])),
     "sorted strings": tiny(LabelNames.strings(["a", "b"])),

@@ -174,6 +174,27 @@ WRONG: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "a slot below -1": (changed("slots", [-2] * 8, np.int32), r"values in \[-1, 4\), got \[-2, -2\]"),
     "a slot beyond": (changed("slots", [0] * 7 + [4], np.int32), r"values in \[-1, 4\), got \[0, 4\]"),
 }
+DEEP = {"hidden": [4, 3, 2], "normalisation": "layer"}
+
+
+def deep(name: str, array: npt.ArrayLike | None, dtype: Any = np.float16) -> dict[str, npt.NDArray[Any]]:
+    tensors = tensors_of(config_of(**DEEP))
+    tensors.pop(name, None)
+    return tensors if array is None else {**tensors, name: np.asarray(array, dtype)}
+
+
+WRONG_DEEP: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
+    "a layer less": (deep("layer_2", None), "expected the tensors"),
+    "a layer more": (deep("layer_3", np.zeros((2, 2))), "expected the tensors"),
+    "a layer without its bias": (deep("layer_1_bias", None), "expected the tensors"),
+    "a layer the other way round": (deep("layer_1", np.zeros((4, 3))), r"'layer_1' to be float16 \[3, 4\]"),
+    "a layer of other units": (deep("layer_2", np.zeros((2, 4))), r"'layer_2' to be float16 \[2, 3\]"),
+    "a layer, 32 bits": (deep("layer_1", np.zeros((3, 4)), np.float32), "'layer_1' to be float16"),
+    "an output of the first layer": (deep("output", np.zeros((3, 4))), r"'output' to be float16 \[3, 2\]"),
+    "a table of the last layer": (deep("table", np.zeros((4, 2))), r"'table' to be float16 \[4, 4\]"),
+    "NaN": (deep("layer_1", np.full((3, 4), np.nan)), "'layer_1' has values that are NaN or infinite"),
+    "infinite": (deep("layer_2_bias", [0, np.inf], np.float32), "'layer_2_bias' has values that are NaN or infinite"),
+}
 RISE = r"'starts': expected offsets that rise from 0 to 6, each by at most 3"
 WRONG_LINEAR: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "a dense table": (changed("table", np.zeros((4, 3)), np.float16, hidden=0), "expected the tensors"),
@@ -210,6 +231,13 @@ WRONG_LINEAR: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
 def test_check_repetition_refuses(tensors: dict[str, npt.NDArray[Any]], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         check_repetition(config_of(hidden=2), tensors)
+
+
+@pytest.mark.parametrize(("tensors", "message"), WRONG_DEEP.values(), ids=WRONG_DEEP.keys())
+def test_check_repetition_refuses_a_deep_one(tensors: dict[str, npt.NDArray[Any]], message: str) -> None:
+    check_repetition(config_of(**DEEP), tensors_of(config_of(**DEEP)))
+    with pytest.raises(ModelError, match=message):
+        check_repetition(config_of(**DEEP), tensors)
 
 
 @pytest.mark.parametrize(("tensors", "message"), WRONG_LINEAR.values(), ids=WRONG_LINEAR.keys())

@@ -298,6 +298,16 @@ def layers_that_are_not_there(folder: Path) -> None:
     change_config(folder, hidden=65536)
 
 
+@attack("'hidden' parameter of Config must be a list of 1 to 16 ints in .*, or one number")
+def layers_without_end(folder: Path) -> None:
+    change_config(folder, hidden=[1] * 100_000)
+
+
+@attack("'hidden' parameter of Config must be a list of 1 to 16 ints in .*, or one number")
+def layers_within_layers(folder: Path) -> None:
+    change_config(folder, hidden=[4, [3, 2]])
+
+
 @attack("'learning_rate' parameter of Config must be a number")
 def learning_rate_of_another_type(folder: Path) -> None:
     change_config(folder, learning_rate=[0.1])

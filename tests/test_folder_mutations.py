@@ -179,9 +179,12 @@ def assert_valid(model: ModelData) -> None:
         assert ((tensors["slots"] >= -1) & (tensors["slots"] < rows)).all()
         assert tensors["row_weights"].shape == (rows,)
         if config.hidden:
-            assert tensors["table"].shape == (rows, config.hidden)
-            assert tensors["output"].shape == (config.buckets, config.hidden)
-            assert tensors["hidden_bias"].shape == (config.hidden,)
+            assert tensors["table"].shape == (rows, config.layers[0])
+            assert tensors["output"].shape == (config.buckets, config.layers[-1])
+            assert tensors["hidden_bias"].shape == (config.layers[0],)
+            for i, (before, after) in enumerate(pairwise(config.layers), 1):
+                assert tensors[f"layer_{i}"].shape == (after, before)
+                assert tensors[f"layer_{i}_bias"].shape == (after,)
         else:
             assert_valid_entries(tensors, rows, config.buckets)
         assert tensors["bias"].shape == (config.buckets,)
@@ -205,7 +208,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-@pytest.mark.parametrize("kind", ["a table of buckets", "hidden"])
+@pytest.mark.parametrize("kind", ["a table of buckets", "hidden", "deep"])
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
 def test_mutations(kind: str, sealed: bool, tmp_path: Path) -> None:
     """1,250 damaged folders each: unsealed, an error or the very same model; sealed, an error or a valid model."""

@@ -53,5 +53,24 @@ def test_counts_weights(method: str) -> None:
             "moe": 65_537 * 128 + 10_000 * 129,
             "mach": 8 * 65_537 * 128 + 6400 * 129,
             "mach-shared": 65_537 * 128 + 6400 * 129,
+            "mach-shared-16x4": 65_537 * 128 + 6400 * 129,
+            "mach-shared-8x2": 65_537 * 128 + 1600 * 129,
+            "mach-shared-4x4": 65_537 * 128 + 1600 * 129,
         }[method]
     )
+
+
+def test_a_device_without_memory_is_a_row_and_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "exit code 1: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 488.00 GiB."
+    ended = head_to_head.runner.Ended("failed", why, 1.0, 1.0, 1)
+    monkeypatch.setattr(head_to_head, "FOLDER", tmp_path)
+    monkeypatch.setattr(head_to_head, "data", lambda n_labels: tmp_path)
+    monkeypatch.setattr(head_to_head.runner, "run", lambda *given: ended)
+    monkeypatch.setattr(
+        sys, "argv", ["head_to_head.py", "--labels", "1000000", "--device", "cuda", "--methods", "ova", "mach"]
+    )
+    head_to_head.main()
+    assert (tmp_path / "cuda" / "1000000" / "mach.json").exists()
+    shown = head_to_head.shown("cuda")
+    assert shown.startswith("nothing was trained to its end\n\n**K = 1,000,000**")
+    assert "| out of device memory: exit code 1: torch.OutOfMemoryError" in shown

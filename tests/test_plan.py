@@ -70,7 +70,7 @@ def test_every_setting_chooses_itself_within_its_bounds(facts: Facts, jobs: int,
     )
     assert all(plan.reasons.values())
     assert (plan.config.n_labels, plan.config.n_features) == (facts.n_labels, facts.n_features)
-    assert counted or plan.config.hidden > 0 or plan.config.buckets <= MOST_LINEAR_BUCKETS
+    assert counted or plan.config.layers or plan.config.buckets <= MOST_LINEAR_BUCKETS
     assert 1 <= plan.jobs <= plan.config.repetitions
     assert plan.serving_bytes > RUNTIME
     assert RUNTIME < plan.cost.training(1) <= plan.training_bytes or in_memory
@@ -86,6 +86,7 @@ def test_the_number_of_jobs_changes_no_setting(facts: Facts, jobs: int) -> None:
 
 GIVEN: dict[str, Any] = {
     "learner": "gradient", "repetitions": 7, "buckets": 123, "hidden": 33, "negatives": 5, "loss": "softmax",
+    "normalisation": "none", "hidden_dropout": 0.25,
     "epochs": 11, "learning_rate": 0.125, "dropout": 0.25, "smoothing": 2.5, "left_out": 7, "associations": 11,
     "prune": 0.5, "feature_bits": 13, "min_count": 4, "sublinear_tf": False, "idf": False, "l2": False,
     "estimator": "median",
@@ -460,6 +461,46 @@ def test_without_a_budget_what_the_machine_has_bounds_the_jobs_only() -> None:
     assert within_machine(plan, plan.training_bytes) == plan
     with pytest.raises(MemoryBudgetError, match=r"one repetition at a time, and this machine has .* memory budget"):
         within_machine(plan, plan.cost.training(1) - 1)
+
+
+def test_several_layers_are_normalised_and_counted() -> None:
+    plan = plan_of(TITLES, Settings(hidden=[512, 256, 128]))
+    assert plan.config.layers == (512, 256, 128)
+    assert (plan.config.normalisation, plan.reasons["normalisation"]) == ("layer", "several hidden layers")
+    assert "hidden              512, 256, 128     as asked" in plan.describe()
+    table, last = plan_of(TITLES, Settings(hidden=512)), plan_of(TITLES, Settings(hidden=128))
+    assert table.config.normalisation == last.config.normalisation == "none"
+    inner, buckets = 512 * 256 + 256 * 128, plan.config.buckets
+    assert plan.cost.stored - table.cost.stored == 2 * (inner - buckets * (512 - 128))
+    assert plan.cost.repetition - table.cost.repetition == pytest.approx(6 * (inner - buckets * (512 - 128)))
+    assert plan.serving_bytes - last.serving_bytes > 4 * plan.config.repetitions * inner
+    assert plan.cpu_seconds > last.cpu_seconds
+
+
+def test_a_list_of_one_layer_is_that_layer() -> None:
+    assert Settings(hidden=[128]) == Settings(hidden=128)
+    assert plan_of(TITLES, Settings(hidden=(128,))).config == plan_of(TITLES, Settings(hidden=128)).config
+
+
+@pytest.mark.parametrize("given", [{"normalisation": "layer"}, {"hidden_dropout": 0.1}])
+def test_what_is_of_hidden_units_needs_some(given: dict[str, Any]) -> None:
+    assert plan_of(TITLES, Settings(**given)).config.hidden == 128
+    with pytest.raises(SettingError, match=f"'{next(iter(given))}' needs a hidden layer.*Set 'hidden'"):
+        plan_of(TITLES, Settings(hidden=0, **given))
+
+
+@pytest.mark.parametrize("hidden", [[], [0], [8, 0], [8, -1], [65537], [8, 4.0], [8, True], [[8], 4], [1] * 17, "8,4"])
+def test_layers_out_of_bounds(hidden: Any) -> None:
+    with pytest.raises(SettingError, match=r"'hidden' parameter of Settings must be .*a list of 1 to 16 ints in \[1, "):
+        Settings(hidden=hidden)
+
+
+def test_layers_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('hidden = [512, 256]\nnormalisation = "none"\n')
+    given = Settings.from_toml(tmp_path / "settings.toml")
+    assert given == Settings(hidden=[512, 256], normalisation="none")
+    (tmp_path / "again.toml").write_text(given.to_toml())
+    assert Settings.from_toml(tmp_path / "again.toml") == given
 
 
 def test_this_machine_has_memory() -> None:

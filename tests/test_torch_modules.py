@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,27 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         modules.load_weights(modules.layers(64, [9]), tmp_path / "other")
     with pytest.raises(ModelError, match="cannot read it"):
         modules.load_weights(module, tmp_path / "absent")
+
+
+@pytest.mark.slow
+def test_the_example_of_an_encoder_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "examples"))
+    monkeypatch.setattr(sys, "argv", ["deep_encoder.py"])
+    importlib.import_module("deep_encoder").main()
+    scores = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(scores) == 4
+    assert min(scores[1:3]) > scores[0]
+    assert scores[3] > max(scores[1:3])
+
+
+def test_gradients_reach_all_of_a_module_and_other_samples_make_another() -> None:
+    X, y = rings(300)
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(64, 24), torch.nn.GELU(), torch.nn.LayerNorm(24), torch.nn.Linear(24, 8)
+    )
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    modules.train_encoder(module, X, y, epochs=2)
+    assert all((weight != before[name]).any() for name, weight in module.named_parameters())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch_tools import KINDS, config_of, of_kernels, torch
+from torch_tools import DEEP, KINDS, config_of, of_kernels, torch
 
 from machxc.config import Config
 from machxc.errors import DataError, MemoryBudgetError
@@ -26,11 +26,12 @@ from machxc.torch.train import batch_size, train_group
 SAMPLES = make_samples(200, 20)
 K = SAMPLES.labels.n_labels
 Tensors = dict[str, Array]
+ALL = KINDS | DEEP
 
 
 def config_for(kind: str, **changed: Any) -> Config:
     facts = {"n_labels": K, "n_features": SAMPLES.features.n_features, "buckets": 16, "epochs": 10, "feature_bits": 7}
-    return config_of(**{**facts, "repetitions": 8, **KINDS[kind], **changed})
+    return config_of(**{**facts, "repetitions": 8, **ALL[kind], **changed})
 
 
 def partition_of(config: Config) -> HashPartition:
@@ -76,7 +77,7 @@ def test_it_learns_what_the_kernels_learn(kind: str) -> None:
         assert accuracy(config, found[r], r, others) > accuracy(config, kernels, r, others) - 0.03
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_the_same_comes_out_alone_and_with_siblings_every_time(kind: str) -> None:
     config = config_for(kind, dropout=0.2, validation_fraction=0.1, epochs=4)
     among = trained(config, (4, 2, 7))
@@ -174,7 +175,7 @@ def test_divergence_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyP
         trained(config_for("linear-bce"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_any_learning_rate_gives_finite_weights(kind: str) -> None:
     for rate in (1e6, 1e-9):
         config = config_for(kind, learning_rate=rate, prune=0.0, epochs=3)
@@ -211,8 +212,11 @@ class Short:
         monkeypatch.setattr(training, "group_of", group_of)
 
 
-def test_a_group_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    config = config_for("network-bce", epochs=2)
+@pytest.mark.parametrize("kind", ["network-bce", "deep-bce"])
+def test_a_group_that_does_not_fit_is_halved(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_for(kind, epochs=2)
     whole, memory = trained(config, range(5)), Short(monkeypatch, 2)
     with caplog.at_level(logging.WARNING, "machxc"):
         parts = trained(config, range(5))
@@ -258,7 +262,7 @@ def stopped(config: Config, numbers: list[int], kept: dict[int, Kept], after: in
         trained(config, numbers, on_samples=stop, checkpoints={r: kept[r].checkpoints() for r in numbers})
 
 
-@pytest.mark.parametrize("kind", ["linear-softmax", "network-bce"])
+@pytest.mark.parametrize("kind", ["linear-softmax", "network-bce", "deep-bce", "normalised-bce"])
 @pytest.mark.parametrize("after", [0, 3, 14])
 def test_stopped_anywhere_it_goes_on_to_the_same(kind: str, after: int) -> None:
     config = config_for(kind, epochs=4, dropout=0.1, validation_fraction=0.2, patience=3)

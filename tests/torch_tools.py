@@ -22,11 +22,11 @@ from machxc.partition import TablePartition
 from machxc.repetition.bfloat import to_bfloat
 from machxc.repetition.checkpoint import Learner
 from machxc.repetition.encode import Encoder
-from machxc.repetition.network import NetworkLearner
+from machxc.repetition.linear import LinearLearner
 from machxc.samples import Features, Samples
 
 __all__ = [
-    "BUCKETS", "HIDDEN", "KINDS", "ROWS", "Float64", "PlainLinear", "PlainNetwork", "config_of", "gradient_of",
+    "BUCKETS", "DEEP", "HIDDEN", "KINDS", "ROWS", "Float64", "PlainLinear", "PlainNetwork", "config_of", "gradient_of",
     "loss_of", "of_kernels", "plain_config", "plain_encoder", "plain_partition", "plain_samples", "random_inputs",
     "torch",
 ]  # fmt: skip
@@ -35,6 +35,12 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'machxc[
 torch.set_num_threads(1)  # tests run side by side
 
 ROWS, HIDDEN, BUCKETS = 12, 6, 9
+# what the kernels score, but do not train
+DEEP: dict[str, dict[str, Any]] = {
+    "deep-softmax": {"loss": "softmax", "hidden": [32, 16], "normalisation": "layer"},
+    "deep-bce": {"loss": "bce", "hidden": [32, 24, 16], "hidden_dropout": 0.1},
+    "normalised-bce": {"loss": "bce", "hidden": 32, "normalisation": "layer"},
+}
 Inputs = list[list[tuple[int, float]]]
 
 
@@ -78,6 +84,6 @@ def random_inputs(n: int, seed: int, *, empty: bool = True) -> tuple[Inputs, lis
 
 def of_kernels(learner: Learner) -> Learner:
     """A learner that the kernels can answer with: theirs has a linear repetition's weights in 16 bits."""
-    if isinstance(learner, NetworkLearner):
+    if not isinstance(learner, LinearLearner):
         return learner
     return dataclasses.replace(learner, table=to_bfloat(learner.table))

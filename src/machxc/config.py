@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ MAX_ID = 2**32 - 1
 LEVELS, MOST_BUCKETS = 1 << 8, 1 << 24
 LEARNERS = ("gradient", "counts")
 LOSSES = ("softmax", "bce")
+NORMALISATIONS = ("none", "layer")
 ESTIMATORS = ("mean", "unbiased", "log-probability", "logit", "min", "median")
 
 # name -> (type, lowest, highest) or a tuple of choices: one table for Settings, Config and the estimator.
@@ -30,6 +32,8 @@ BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
     "repetitions": (int, 1, 4096),
     "buckets": (int, 1, MAX_ID),
     "hidden": (int, 0, 65536),
+    "normalisation": NORMALISATIONS,
+    "hidden_dropout": (float, 0.0, 0.99),
     "negatives": (int, 0, MAX_ID),
     "loss": LOSSES,
     "epochs": (int, 1, 10_000),
@@ -55,11 +59,16 @@ BOUNDS: dict[str, tuple[type, float, float] | tuple[str, ...]] = {
     "n_labels": (int, 1, MAX_ID),
     "n_features": (int, 1, 2**32),
 }
+# settings that may also be a list: how many ints it may have, and the highest
+LISTS = {"hidden": (16, 65536)}
 
 
 def check_bound(owner: str, name: str, value: Any) -> None:
     """Raise SettingError, naming the parameter, its bounds and the value, when the value is out of its bounds."""
     bound = BOUNDS[name]
+    if name in LISTS and isinstance(value, list | tuple):
+        _check_list(owner, name, value)
+        return
     if not isinstance(bound[0], type):
         if value not in bound:
             raise SettingError(f"The '{name}' parameter of {owner} must be one of {bound}. Got {value!r} instead.")
@@ -69,13 +78,39 @@ def check_bound(owner: str, name: str, value: Any) -> None:
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high:
+        or_list = f", or {_expected_list(name)}" if name in LISTS else ""
         raise SettingError(
-            f"The '{name}' parameter of {owner} must be {_expected(kind, low, high)}. Got {value!r} instead."
+            f"The '{name}' parameter of {owner} must be {_expected(kind, low, high)}{or_list}. Got {value!r} instead."
         )
+
+
+def _check_list(owner: str, name: str, values: list[Any] | tuple[Any, ...]) -> None:
+    most, high = LISTS[name]
+    if not 1 <= len(values) <= most or not all(type(value) is int and 1 <= value <= high for value in values):
+        raise SettingError(
+            f"The '{name}' parameter of {owner} must be {_expected_list(name)}, or one number. Got {values!r} instead."
+        )
+
+
+def _expected_list(name: str) -> str:
+    most, high = LISTS[name]
+    return f"a list of 1 to {most} ints in [1, {high}]"
+
+
+def one_or_tuple(value: Any) -> Any:
+    """A list as a tuple, and a list of one as that one: what is equal is the same."""
+    if not isinstance(value, list | tuple):
+        return value
+    return value[0] if len(value) == 1 else tuple(value)
 
 
 def _expected(kind: type, low: float, high: float) -> str:
     return "True or False" if kind is bool else f"{'an int' if kind is int else 'a number'} in [{low}, {high}]"
+
+
+def layer_name(number: int) -> str:
+    """What the weights of hidden layer ``number`` >= 1 are called where they are kept; its bias is ``.._bias``."""
+    return f"layer_{number}"
 
 
 @dataclass(frozen=True)
@@ -109,20 +144,24 @@ class Settings:
     """What a user may set for training. None: it chooses itself from the data (plan.py tells how, and why).
 
     learner ("gradient": weights are learnt step by step; "counts": they follow from how often features meet buckets),
-    repetitions R, buckets B (a repetition), hidden (units; 0 is the linear model), negatives (sampled buckets a sample;
-    0 is all of them), loss ("softmax" or "bce"), epochs, learning_rate (initial, decays linearly to 0), dropout
-    (probability that an input feature is left out), smoothing (counts: background samples added to those of a bucket),
-    left_out (counts: samples that are left out of their own bucket, to learn how much each feature says), associations
-    (counts: samples that show which features go together), prune (linear model: weights nearer to 0 are not stored),
-    feature_bits (features are hashed to 2**bits slots), min_count (slots seen in fewer training samples are dropped),
-    sublinear_tf, idf, l2 (weighting of features), estimator (how R bucket scores become a label's score),
-    validation_fraction and patience (early stopping: held-out part of the samples; epochs without improvement), seed.
+    repetitions R, buckets B (a repetition), hidden (units; 0 is the linear model; a list: of each layer), normalisation
+    (of hidden layers: "none" or "layer"), hidden_dropout (probability that a hidden unit is left out), negatives
+    (sampled buckets a sample; 0 is all of them), loss ("softmax" or "bce"), epochs, learning_rate (initial, decays
+    linearly to 0), dropout (probability that an input feature is left out), smoothing (counts: background samples added
+    to those of a bucket), left_out (counts: samples that are left out of their own bucket, to learn how much each
+    feature says), associations (counts: samples that show which features go together), prune (linear model: weights
+    nearer to 0 are not stored), feature_bits (features are hashed to 2**bits slots), min_count (slots seen in fewer
+    training samples are dropped), sublinear_tf, idf, l2 (weighting of features), estimator (how R bucket scores become
+    a label's score), validation_fraction and patience (early stopping: held-out part of the samples; epochs without
+    improvement), seed.
     """
 
     learner: str | None = None
     repetitions: int | None = None
     buckets: int | None = None
-    hidden: int | None = None
+    hidden: int | Sequence[int] | None = None
+    normalisation: str | None = None
+    hidden_dropout: float | None = None
     negatives: int | None = None
     loss: str | None = None
     epochs: int | None = None
@@ -147,6 +186,7 @@ class Settings:
             value = getattr(self, field.name)
             if value is not None:
                 check_bound("Settings", field.name, value)
+        object.__setattr__(self, "hidden", one_or_tuple(self.hidden))
 
     @classmethod
     def from_toml(cls, path: Path | str) -> Settings:
@@ -176,7 +216,7 @@ class Config:
     learner: str
     repetitions: int
     buckets: int
-    hidden: int
+    hidden: int | tuple[int, ...]
     negatives: int
     loss: str
     epochs: int
@@ -196,11 +236,26 @@ class Config:
     patience: int
     seed: int
     text: TextConfig | None = None
+    normalisation: str = "none"
+    hidden_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.name != "text":
                 check_bound("Config", field.name, getattr(self, field.name))
+        object.__setattr__(self, "hidden", one_or_tuple(self.hidden))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The units of each hidden layer; none: the linear model."""
+        if isinstance(self.hidden, tuple):
+            return self.hidden
+        return (self.hidden,) if self.hidden else ()
+
+    @property
+    def deep(self) -> bool:
+        """Whether it takes PyTorch to train it: the kernels have one hidden layer, without normalisation or dropout."""
+        return len(self.layers) > 1 or self.normalisation != "none" or self.hidden_dropout > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import resource
@@ -85,12 +86,18 @@ def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
 
 def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, int, int]:
     """Bytes of a repetition on disk and in training, and of what serving has beside the model."""
-    width = config.hidden or config.buckets
-    output = config.buckets * config.hidden
+    width = config.layers[0] if config.hidden else config.buckets
+    output = behind_table(config)
     kept = int(_kept(config, facts, rows) * rows * width)
     stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else _entries(config, rows, kept))
     repetition = _weight(config) * rows * width + 4 * output + 16 * rows + _beside(config, facts, stored, kept)
     return stored, repetition, 4 * config.repetitions * output
+
+
+def behind_table(config: Config) -> int:
+    """Weights behind the table of a repetition: of further hidden layers, and of the output layer."""
+    sizes = (*config.layers, config.buckets)
+    return sum(before * after for before, after in itertools.pairwise(sizes))
 
 
 def _entries(config: Config, rows: int, kept: int) -> int:
@@ -206,10 +213,11 @@ def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
         learning = config.left_out * min(MOST_LEAVING_OUT, LEAVING_OUT * facts.n_values)
         learning += ASSOCIATING * min(config.associations, facts.n_pairs) * facts.per_sample
         return before + config.repetitions * (COUNTING * _meetings(facts) + learning)
-    width = config.hidden or config.buckets
+    width = config.layers[0] if config.hidden else config.buckets
     outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets
     of_output = 16 if config.negatives else 8  # all outputs: half of the hidden units are 0, and are not read
-    moved = 3 * _weight(config) * facts.per_sample * width + of_output * outputs * config.hidden
+    moved = 3 * _weight(config) * facts.per_sample * width + of_output * outputs * (config.layers or (0,))[-1]
+    moved += 8 * (behind_table(config) - config.buckets * (config.layers or (0,))[-1])  # further layers
     rate = (HIDDEN_RATES if config.hidden else LINEAR_RATES)[_weight(config) * rows * width > FAST_CACHE]
     trained = config.repetitions * config.epochs * facts.n_samples
     return before + trained * (PER_SAMPLE + moved / rate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -53,8 +54,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    learner, repetitions, buckets, hidden, negatives, loss, epochs, learning_rate, dropout, smoothing, left_out, \
-    associations, prune, feature_bits, min_count, sublinear_tf, idf, l2, estimator, validation_fraction, \
+    learner, repetitions, buckets, hidden, normalisation, hidden_dropout, negatives, loss, epochs, learning_rate, \
+    dropout, smoothing, left_out, associations, prune, feature_bits, min_count, sublinear_tf, idf, l2, estimator, \
+    validation_fraction, \
     patience : default=None
         See `machxc.config.Settings`. None: chosen from the data. ``estimator`` names how the scores of a label's R
         buckets become its score; it is a str, not an estimator object.
@@ -96,7 +98,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         learner: str | None = None,
         repetitions: int | None = None,
         buckets: int | None = None,
-        hidden: int | None = None,
+        hidden: int | Sequence[int] | None = None,
+        normalisation: str | None = None,
+        hidden_dropout: float | None = None,
         negatives: int | None = None,
         loss: str | None = None,
         epochs: int | None = None,
@@ -129,6 +133,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.repetitions = repetitions
         self.buckets = buckets
         self.hidden = hidden
+        self.normalisation = normalisation
+        self.hidden_dropout = hidden_dropout
         self.negatives = negatives
         self.loss = loss
         self.epochs = epochs
@@ -418,7 +424,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar (as parameter grids have them) as the Python number it stands for."""
+    """A NumPy scalar (as parameter grids have them) as the Python number it stands for; also those in a list."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
 
 

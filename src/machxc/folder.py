@@ -5,7 +5,7 @@
     config.json               {"format": "machxc", "version": 2, "config": {...}, "n_samples": N, "label_kind": ...}
     labels.safetensors        the arrays of `LabelNames`, and of `LabelCounts`: training samples of each label
     partition.safetensors     only with a table of buckets: assignment uint32 [R, K], below B
-    repetition-00000.safetensors, ...   one a repetition; `TENSORS` below lists what is in them
+    repetition-00000.safetensors, ...   one a repetition; layouts.py lists what is in them
     manifest.json             written last: {"format", "version", "files": {name: {"size", "sha256", "tensors"}}}
 
 A folder is built aside and renamed into place when all of it is on the disk (see files.py). Loading runs no code and
@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from machxc.config import LEVELS, Config
+from machxc.config import Config
 from machxc.errors import ModelError, OutputError
 from machxc.files import (
     check_target,
@@ -46,7 +46,6 @@ from machxc.files import (
 from machxc.formats import (
     DTYPE_NAMES,
     Tensors,
-    TensorSpec,
     check_tensors,
     json_fields,
     json_value,
@@ -57,6 +56,7 @@ from machxc.formats import (
 )
 from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
+from machxc.layouts import TENSORS, sizes_of, specs_of
 from machxc.samples import Array, UInt32
 
 log = logging.getLogger("machxc.folder")
@@ -71,36 +71,6 @@ _ATTEMPTS = 10  # how often loading begins again when the folder is replaced mea
 
 _T = TypeVar("_T")
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> dtype (a safetensors name), shape
-
-
-# kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H hidden
-# units, K labels, R repetitions, L levels (256); rows and entries are free.
-_LINEAR = {
-    "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
-    "row_weights": TensorSpec("F32", ("rows",)),
-    # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them (what an entry is:
-    # stored.py; that its bucket is below B: `_highest_bucket`)
-    "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
-    "entries": TensorSpec("U16", ("entries",)),
-    "levels": TensorSpec("F32", ("L",)),
-    "bias": TensorSpec("F32", ("B",)),
-}
-TENSORS: dict[str, dict[str, TensorSpec]] = {
-    "linear": _LINEAR,
-    "wide": _LINEAR | {"entries": TensorSpec("U32", ("entries",))},
-    "hidden": {
-        "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
-        "row_weights": TensorSpec("F32", ("rows",)),
-        "table": TensorSpec("F16", ("rows", "H")),
-        "hidden_bias": TensorSpec("F32", ("H",)),
-        "output": TensorSpec("F16", ("B", "H")),
-        "bias": TensorSpec("F32", ("B",)),
-    },
-    "partition": {"assignment": TensorSpec("U32", ("R", "K"), below="B")},
-    # these, and those of LabelNames, which checks them itself
-    "labels": {"counts": TensorSpec("U32", ("K",))},
-    "few labels": {"seen": TensorSpec("U32", ("seen",), below="K"), "seen_counts": TensorSpec("U32", ("seen",))},
-}
 
 
 @dataclass(frozen=True)
@@ -341,11 +311,11 @@ def _load_tensors(folder: Path, name: str, entry: _Entry, config: Config, *, ver
 
 
 def _check_tensors(where: str, kind: str, config: Config, tensors: Mapping[str, Array]) -> None:
-    slots = min(config.n_features, 2**config.feature_bits)
-    sizes = {"F": slots, "B": config.buckets, "H": config.hidden, "K": config.n_labels, "R": config.repetitions}
-    check_tensors(where, TENSORS[kind], tensors, {**sizes, "L": LEVELS})
-    if kind in ("linear", "wide") and (highest := _highest_bucket(tensors["starts"], tensors["entries"])) >= sizes["B"]:
-        raise ModelError(f"{where}: 'entries': expected buckets below {sizes['B']}, got {highest}")
+    check_tensors(where, specs_of(config, kind), tensors, sizes_of(config))
+    if kind not in ("linear", "wide"):
+        return
+    if (highest := _highest_bucket(tensors["starts"], tensors["entries"])) >= config.buckets:
+        raise ModelError(f"{where}: 'entries': expected buckets below {config.buckets}, got {highest}")
 
 
 def _highest_bucket(starts: Array, entries: Array) -> int:

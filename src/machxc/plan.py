@@ -34,13 +34,16 @@ _FEW_SAMPLED = 16  # buckets to each that is sampled, from which on softmax lear
 LEFT_OUT = 20_000  # samples, at most: more are hardly worth their time
 ASSOCIATIONS = 50_000  # samples, at most
 # what only learning by gradient has
-_OF_GRADIENT = ("hidden", "negatives", "loss", "epochs", "learning_rate", "dropout", "validation_fraction", "patience")
+_OF_GRADIENT = (
+    "hidden", "normalisation", "hidden_dropout", "negatives", "loss", "epochs", "learning_rate", "dropout",
+    "validation_fraction", "patience",
+)  # fmt: skip
 
 
 # and what counting leaves nothing to choose of: it takes no steps, every token counts, its weights have the background
 _COUNTED = {
     "loss": "softmax", "hidden": 0, "epochs": 1, "learning_rate": 1.0, "prune": 0.0, "min_count": 1,
-    "sublinear_tf": False, "idf": False,
+    "sublinear_tf": False, "idf": False, "normalisation": "none", "hidden_dropout": 0.0,
 }  # fmt: skip
 
 
@@ -98,7 +101,7 @@ class Plan:
         yield f"{'':<20}{labels:.2f} labels and {f.per_sample:.1f} features a sample"
         for name, value in self.config.to_dict().items():
             if name in self.reasons:
-                shown = f"{value:g}" if isinstance(value, float) else str(value)
+                shown = f"{value:g}" if isinstance(value, float) else str(value).strip("()")
                 yield f"{name:<20}{shown:<17} {self.reasons[name]}"
         yield f"{'training':<20}{_size(self.training_bytes):<17} of memory, {self.jobs} repetitions at a time"
         yield f"{'':<20}{_duration(self.cpu_seconds):<17} of processor time, about"
@@ -158,7 +161,8 @@ class _Chooser:
     def run(self) -> None:
         """Take what was given, choose the rest, in an order in which reasons build on each other."""
         for name in (
-            "learner", "hidden", "buckets", "repetitions", "negatives", "loss", "epochs", "learning_rate", "dropout",
+            "learner", "hidden", "normalisation", "buckets", "repetitions", "negatives", "loss", "epochs",
+            "learning_rate", "dropout", "hidden_dropout",
             "smoothing", "left_out", "associations", "prune", "min_count", "feature_bits", "sublinear_tf", "idf", "l2",
             "estimator", "validation_fraction", "patience", "seed",
         ):  # fmt: skip
@@ -192,6 +196,9 @@ class _Chooser:
             return
         if self.values["hidden"] == 0 and self.values["negatives"] > 0:
             raise SettingError("'negatives' needs a hidden layer: the linear model computes all buckets. Set 'hidden'.")
+        for name in ("normalisation", "hidden_dropout"):
+            if self.values["hidden"] == 0 and self.values[name] not in (0, "none"):
+                raise SettingError(f"'{name}' needs a hidden layer: a linear model has no hidden units. Set 'hidden'.")
         if self.values["hidden"] == 0 and self.values["buckets"] > MOST_LINEAR_BUCKETS:
             raise SettingError(
                 f"The 'buckets' parameter of a linear model must be an int in [1, {MOST_LINEAR_BUCKETS}]. "
@@ -199,7 +206,7 @@ class _Chooser:
             )
 
     def _check_counted(self) -> None:
-        given = [name for name in _OF_GRADIENT if name in self.given and name != "loss" and self.given[name] != 0]
+        given = [name for name in _OF_GRADIENT if name != "loss" and self.given.get(name, 0) not in (0, "none")]
         if given:
             raise SettingError(f"'{given[0]}' needs learner='gradient': counting takes no steps. Got learner='counts'.")
         if self.values["loss"] != "softmax":
@@ -236,10 +243,16 @@ class _Chooser:
         f = self.facts
         if self.given.get("negatives", 0) > 0 or self.given.get("buckets", 0) > MOST_LINEAR_BUCKETS:
             return 128, "a linear model computes all buckets, and has fewer of them"
+        if self.given.get("normalisation", "none") != "none" or self.given.get("hidden_dropout", 0) > 0:
+            return 128, "what is asked for needs hidden units"
         ratio = f.n_samples / max(1, f.n_distinct)
         if f.n_distinct <= _FEW_FEATURES and ratio >= _MANY_SAMPLES:
             return 128, f"{ratio:.0f} samples for each of {f.n_distinct:,} features: more than a linear model can use"
         return 0, f"linear: {f.n_distinct:,} distinct features, {ratio:.1f} samples for each"
+
+    def _normalisation(self) -> tuple[str, str]:
+        deep = not isinstance(self.values["hidden"], int)
+        return ("layer", "several hidden layers") if deep else ("none", "")
 
     def one_to_one(self) -> bool:
         """Whether there is a bucket for each label."""
@@ -275,6 +288,8 @@ class _Chooser:
     def _learning_rate(self) -> tuple[float, str]:
         many = self.facts.n_samples >= _FEW_SAMPLES
         size = "many samples" if many else "few samples"
+        if self.values["normalisation"] != "none":
+            return 0.3, "normalised hidden units"
         if self.values["hidden"]:
             return 1.0, "hidden layer"
         if self.values["loss"] == "softmax":
@@ -284,6 +299,9 @@ class _Chooser:
         return 5.0, "linear, binary cross-entropy"
 
     def _dropout(self) -> tuple[float, str]:
+        return 0.0, ""
+
+    def _hidden_dropout(self) -> tuple[float, str]:
         return 0.0, ""
 
     def _smoothing(self) -> tuple[float, str]:

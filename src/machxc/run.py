@@ -52,7 +52,7 @@ from machxc.runs.locks import held, is_last, turn
 from machxc.runs.prepare import OnRead, open_or_convert, prepare
 from machxc.runs.watch import OnStatus, signs_of_life, watched
 from machxc.runs.work import RunTask, train_group_in, train_in
-from machxc.torch.groups import dealt, group_tasks
+from machxc.torch.groups import check_trainable, dealt, group_tasks
 from machxc.training import Progress, run_counted
 
 __all__ = ["Execution", "plan_run", "run_folder", "train_run", "train_shard"]
@@ -233,6 +233,7 @@ class _Run:
             reading=self.tell.reading,
         )
         plan = _plan(dataset, self.asked, self.jobs)
+        check_trainable(plan.config, self.execution.device)
         if self.asked.memory_budget is None:
             plan = within_machine(plan, physical_memory())
         self.jobs = plan.jobs
@@ -276,6 +277,7 @@ class _Run:
 
         execution = self.execution
         by_kernels = execution.device == "cpu" or (execution.device == "auto" and not execution.gpus)
+        by_kernels &= not config.deep
         groups: tuple[tuple[int, ...], ...] = ()
         if config.learner != "counts" and not by_kernels:
             groups = dealt(missing, slots_of(execution.address or "auto", execution.gpus))

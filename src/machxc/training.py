@@ -21,7 +21,7 @@ from machxc.plan import make_plan, within_machine
 from machxc.repetition.chunks import OnSamples
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.samples import Array, Samples
-from machxc.torch.groups import group_tasks
+from machxc.torch.groups import check_trainable, group_tasks
 
 Progress = Callable[[int, int], None]
 """Called with the samples trained on so far, over all repetitions and epochs, and how many there are to be (those that
@@ -57,6 +57,7 @@ def train(
     facts = facts_of(samples, text=text is not None)
     chosen = settings or Settings()
     plan = make_plan(facts, chosen, text=text, jobs=jobs, memory_budget=memory_budget, in_memory=True)
+    check_trainable(plan.config, device)
     if memory_budget is None:
         plan = within_machine(plan, physical_memory())
     repetitions: dict[int, dict[str, Array]] = {}

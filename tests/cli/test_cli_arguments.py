@@ -38,8 +38,9 @@ def test_nothing_given_is_nothing_set() -> None:
 
 def test_every_setting_reaches_the_library() -> None:
     values: dict[str, Any] = {"idf": False, "l2": True, "sublinear_tf": False, "loss": "bce", "estimator": "min"}
-    values["learner"] = "counts"
+    values |= {"learner": "counts", "normalisation": "layer", "hidden": (512, 256)}
     options = ["--no-idf", "--l2", "--no-sublinear-tf", "--loss", "bce", "--estimator", "min", "--learner", "counts"]
+    options += ["--normalisation", "layer", "--hidden", "512,256"]
     for name in arguments.SETTINGS.keys() - values.keys():
         kind: Any = BOUNDS[name][0]
         values[name] = kind("1") if kind is int else 0.25

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from machxc.cli.console import Console
-from machxc.config import BOUNDS, Settings, TextConfig
+from machxc.config import BOUNDS, LISTS, Settings, TextConfig
 from machxc.errors import SettingError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ SETTINGS = {
     "learner": (None, "gradient: weights are learnt step by step; counts: from how often features meet buckets"),
     "repetitions": ("R", "independent repetitions: more are more accurate, and cost in proportion"),
     "buckets": ("B", "buckets of a repetition, which all labels share"),
-    "hidden": ("H", "units of the hidden layer; 0: a linear model"),
+    "hidden": ("H", "units of the hidden layer; 0: a linear model; 512,256: of each of several layers (by PyTorch)"),
+    "normalisation": (None, "of hidden layers (by PyTorch); layer: units of a sample to mean 0 and variance 1"),
+    "hidden_dropout": ("P", "probability that a hidden unit is left out in training (by PyTorch)"),
     "loss": (None, "softmax: a sample has one label; bce: it may have several"),
     "epochs": ("E", "passes over the samples"),
     "learning_rate": ("RATE", "of the first step; it falls to 0 in a straight line"),
@@ -184,6 +186,8 @@ def _add_setting(group: _ActionsContainer, name: str, metavar: str | None, help:
     flag, kind = "--" + name.replace("_", "-"), BOUNDS[name][0]
     if kind is bool:
         group.add_argument(flag, action=BooleanOptionalAction, help=help)
+    elif name in LISTS:
+        group.add_argument(flag, type=numbers, metavar=metavar, help=help)
     elif isinstance(kind, type):
         group.add_argument(flag, type=kind, metavar=metavar, help=help)
     else:
@@ -228,6 +232,15 @@ def milliseconds(text: str) -> float:
     if not 0 < value < 1e9:
         raise ArgumentTypeError(f"expected a number of milliseconds above 0, got {text!r}")
     return value
+
+
+def numbers(text: str) -> int | tuple[int, ...]:
+    """An int, or several that are separated by commas."""
+    try:
+        parts = tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ArgumentTypeError(f"expected a whole number, or several as 512,256, got {text!r}") from None
+    return parts if len(parts) > 1 else parts[0]
 
 
 def positives(text: str) -> tuple[int, ...]:

@@ -55,9 +55,15 @@ def model_facts(path: str, model: Model) -> dict[str, Any]:
     }
 
 
+def _layers(config: Config) -> str:
+    if len(config.layers) < 2:
+        return f"hidden layer of {config.hidden}" if config.hidden else "linear"
+    return f"hidden layers of {', '.join(map(str, config.layers))}"
+
+
 def _shown(found: dict[str, Any], config: Config) -> str:
     kind = {"ids": "integers from 0", "integers": "integers", "strings": "strings"}[found["label_names"]]
-    text, layer = config.text, f"hidden layer of {config.hidden}" if config.hidden else "linear"
+    text, layer = config.text, _layers(config)
     lines = {
         "model": f"{found['model']}, {show.size(found['bytes'])}",
         "samples": f"{found['n_samples']:,}",

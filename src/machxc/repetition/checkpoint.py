@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from machxc.config import Config
+from machxc.repetition.deep import DeepLearner
 from machxc.repetition.encode import Encoder, encoder_of
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.network import NetworkLearner
@@ -32,7 +33,7 @@ INTERVAL = 60.0  # seconds from one checkpoint to the next, when nothing else is
 _SHARE = 20  # writing takes at most one part in so many of the time: a slow disk has fewer checkpoints
 _VERSION = 2  # 1: a linear repetition's weights in 32 bits
 
-Learner = LinearLearner | NetworkLearner
+Learner = LinearLearner | NetworkLearner | DeepLearner
 Tensors = Mapping[str, Array]
 
 
@@ -136,6 +137,8 @@ def _unpacked(tensors: Tensors, config: Config, r: int, digest: bytes, *, whole:
 
 def learner_of(config: Config, r: int, n_rows: int, bias: Float32, *, whole: bool = False) -> Learner:
     """The learner that a config asks for, at its start. ``whole``: its weights have 32 bits, for a device to train."""
+    if config.deep:
+        return DeepLearner.start(config, r, n_rows, bias)
     if config.hidden:
         return NetworkLearner.start(config, r, n_rows, bias)
     return LinearLearner.start(config, r, n_rows, bias, whole=whole)
@@ -153,6 +156,8 @@ def _restored(kept: Tensors, config: Config, r: int, n_rows: int, *, whole: bool
 
 def _arrays(learner: Learner) -> dict[str, Array]:
     """All that training changes, whatever the learner calls it: the fields that are arrays."""
+    if isinstance(learner, DeepLearner):
+        return dict(learner.arrays)
     values = {field.name: getattr(learner, field.name) for field in dataclasses.fields(learner)}
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 

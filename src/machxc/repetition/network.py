@@ -25,6 +25,7 @@ from machxc.repetition.arithmetic import (
     to_half,
 )
 from machxc.repetition.encode import Rows
+from machxc.repetition.layers import Layers, activate, products
 from machxc.repetition.random import draw
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, frozen
@@ -54,16 +55,17 @@ class NetworkLearner:
 
         Random inputs set the hidden units apart; with outputs at 0 the first scores are the buckets' frequencies.
         """
-        table = np.empty((n_rows, config.hidden), np.float32)
-        _uniform(table, np.float32(np.sqrt(3.0 / config.hidden)), random.stream(config.seed, random.WEIGHTS, r))
+        (n_hidden,) = config.layers
+        table = np.empty((n_rows, n_hidden), np.float32)
+        uniform(table, np.float32(np.sqrt(3.0 / n_hidden)), random.stream(config.seed, random.WEIGHTS, r))
         negatives = config.negatives if config.negatives < config.buckets else 0
-        output = np.zeros((config.buckets, config.hidden), np.float32, order="C" if negatives else "F")
+        output = np.zeros((config.buckets, n_hidden), np.float32, order="C" if negatives else "F")
         return cls(
             config.loss == "softmax",
             negatives,
             random.stream(config.seed, random.NEGATIVES, r),
             table,
-            np.zeros(config.hidden, np.float32),
+            np.zeros(n_hidden, np.float32),
             output,
             bias,
             np.zeros(n_rows + 1, np.float32),
@@ -89,9 +91,10 @@ class NetworkLearner:
     def logits(self, rows: Rows) -> Float32:
         """Bucket scores before softmax or sigmoid: float32 [n, B]."""
         hidden = np.empty((len(rows), len(self.hidden_bias)), np.float32)
-        _hidden(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
+        _sums(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
+        activate(hidden, self.hidden_bias, False)
         out = np.empty((len(rows), len(self.bias)), np.float32)
-        _outputs(hidden, np.ascontiguousarray(self.output.T), self.bias, out)
+        products(hidden, np.ascontiguousarray(self.output.T), self.bias, out)
         return out
 
     def tensors(self) -> dict[str, Array]:
@@ -105,23 +108,22 @@ class NetworkLearner:
 
 
 class NetworkScorer:
-    """A trained repetition with a hidden layer: scores from its stored, possibly memory-mapped, tensors."""
+    """A trained repetition with hidden layers: scores from its stored, possibly memory-mapped, tensors."""
 
-    def __init__(self, tensors: dict[str, Array]) -> None:
-        self.table: UInt16 = frozen(tensors["table"].view(np.uint16))
-        self.hidden_bias: Float32 = frozen(tensors["hidden_bias"])
-        self.columns: Float32 = np.ascontiguousarray(tensors["output"].astype(np.float32).T)
-        self.bias: Float32 = frozen(tensors["bias"])
+    def __init__(self, tensors: dict[str, Array], *, normalised: bool = False) -> None:
+        self._table: UInt16 = frozen(tensors["table"].view(np.uint16))
+        self._layers = Layers(tensors, normalised=normalised)
 
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
-        hidden = np.empty((len(rows), len(self.hidden_bias)), np.float32)
-        _hidden_half(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
-        _outputs(hidden, self.columns, self.bias, out)
+        sums = np.empty((len(rows), self._table.shape[1]), np.float32)
+        _sums_half(rows.indptr, rows.rows, rows.weights, self._table, self._layers.start, sums)
+        self._layers.logits(sums, out)
 
 
 @kernel
-def _uniform(table: Float32, half_width: np.float32, state: np.uint64) -> None:
+def uniform(table: Float32, half_width: np.float32, state: np.uint64) -> None:
+    """Fill it with numbers that are uniform in +-half_width."""
     rows, columns = table.shape
     for i in range(rows):
         for j in range(columns):
@@ -289,51 +291,19 @@ def _backward(
 
 
 @fast_kernel
-def _hidden(indptr: Array, rows: Int32, weights: Float32, table: Float32, bias: Float32, out: Float32) -> None:
+def _sums(indptr: Array, rows: Int32, weights: Float32, table: Float32, start: Float32, out: Float32) -> None:
     for i in range(len(indptr) - 1):
-        copy(out[i], bias)
+        copy(out[i], start)
         for j in range(indptr[i], indptr[i + 1]):
             add_row(out[i], weights[j], table[rows[j]])
-        for k in range(len(bias)):
-            out[i, k] = max(out[i, k], np.float32(0.0))
 
 
 @fast_kernel
-def _hidden_half(indptr: Array, rows: Int32, weights: Float32, table: UInt16, bias: Float32, out: Float32) -> None:
-    bits = np.empty(len(bias), np.int32)
+def _sums_half(indptr: Array, rows: Int32, weights: Float32, table: UInt16, start: Float32, out: Float32) -> None:
+    bits = np.empty(len(start), np.int32)
     floats = bits.view(np.float32)
     for i in range(len(indptr) - 1):
-        copy(out[i], bias)
+        copy(out[i], start)
         for j in range(indptr[i], indptr[i + 1]):
             half_to_float(table[rows[j]], bits)
             add_row(out[i], weights[j] * HALF_SCALE, floats)
-        for k in range(len(bias)):
-            out[i, k] = max(out[i, k], np.float32(0.0))
-
-
-@fast_kernel
-def _outputs(hidden: Float32, columns: Float32, bias: Float32, out: Float32) -> None:
-    """``columns`` [H, B]: what each hidden unit gives to the buckets; those of units that are 0, about half, are not
-    read. Four at a time: their sum is read and written once for them.
-    """
-    n_hidden = len(columns)
-    z, active, units = np.empty(len(bias), np.float32), np.zeros(n_hidden + 4, np.int64), np.empty(4, np.float32)
-    for i in range(len(hidden)):
-        n_active = 0
-        for k in range(n_hidden):
-            active[n_active] = k
-            n_active += hidden[i, k] > np.float32(0.0)
-        copy(z, bias)
-        for first in range(0, n_active, 4):
-            some = active[first : first + 4]
-            for j in range(4):
-                units[j] = hidden[i, some[j]] if first + j < n_active else np.float32(0.0)
-            _add_four(z, units, columns[some[0]], columns[some[1]], columns[some[2]], columns[some[3]])
-        copy(out[i], z)
-
-
-@inline
-def _add_four(z: Float32, units: Float32, one: Float32, two: Float32, three: Float32, four: Float32) -> None:
-    u, v, w, x = units[0], units[1], units[2], units[3]
-    for b in range(len(z)):
-        z[b] = z[b] + u * one[b] + v * two[b] + w * three[b] + x * four[b]

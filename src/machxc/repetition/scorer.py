@@ -20,4 +20,6 @@ class Scorer(Protocol):
 
 def scorer_of(config: Config, tensors: dict[str, Array]) -> Scorer:
     """The scorer of a repetition's stored tensors."""
-    return NetworkScorer(tensors) if config.hidden else LinearScorer(tensors)
+    if config.hidden:
+        return NetworkScorer(tensors, normalised=config.normalisation == "layer")
+    return LinearScorer(tensors)

@@ -30,8 +30,7 @@ from machxc.repetition.checkpoint import INTERVAL, Checkpoints
 from machxc.repetition.loop import n_trained, train_repetition
 from machxc.runs.folder import RunFolder, checkpoint_file, is_address, open_folder, read_plan
 from machxc.samples import Array, Samples
-from machxc.torch.device import devices_of
-from machxc.torch.groups import GroupTask
+from machxc.torch.groups import GroupTask, training_devices
 
 BEAT, FAR_BEAT = 1.0, 5.0  # seconds between two signs of life on a disk, and in an object store
 OnSamples = Callable[[int], None]
@@ -56,7 +55,7 @@ class RunTask:
         if group is None:
             train_in(folder, samples, config, r, interval=self.interval)
             return
-        task = GroupTask(devices_of(self.device)[0], group)
+        task = GroupTask(training_devices(config, self.device)[0], group)
         train_group_in(folder, samples, config, task, interval=self.interval)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from machxc.config import Config
-from machxc.torch.device import devices_of
+from machxc.errors import SettingError
+from machxc.repetition.deep import NEEDS_TORCH
+from machxc.torch.device import KERNELS, TORCH_CPU, devices_of
 
 log = logging.getLogger("machxc.torch")
 
@@ -25,12 +27,26 @@ def group_tasks(config: Config, numbers: Sequence[int], device: str) -> dict[int
 
     Weights that are counted are counted by the kernels whatever the device: a GPU would have nothing to compute.
     """
-    devices = devices_of(device)
+    devices = training_devices(config, device)
     if devices and config.learner == "counts":
         log.warning("learner='counts' takes no steps: counted on the processor, not on %s", device)
         return {}
     groups = dealt(numbers, len(devices)) if devices else ()
     return {group[0]: GroupTask(name, group) for name, group in zip(devices, groups, strict=False)}
+
+
+def check_trainable(config: Config, device: str) -> None:
+    """Raise SettingError when ``device`` names the kernels, and they do not train such a config."""
+    if config.deep and device == KERNELS:
+        raise SettingError(f"{NEEDS_TORCH} Got device={device!r}.")
+
+
+def training_devices(config: Config, device: str) -> tuple[str, ...]:
+    """The devices of PyTorch that train repetitions of a config, none: the kernels do. As `devices_of`, but for what
+    PyTorch alone trains: ``auto`` is PyTorch on the processor, where there is no GPU, and ``cpu`` a SettingError.
+    """
+    check_trainable(config, device)
+    return devices_of(device) or (devices_of(TORCH_CPU) if config.deep else ())
 
 
 def dealt(numbers: Sequence[int], n: int) -> tuple[tuple[int, ...], ...]:

@@ -93,6 +93,10 @@ class Bias:
         self.weights = torch.zeros((groups, width), device=device)
         self.squares = torch.zeros(groups, device=device)
 
+    def views(self, i: int, name: str) -> dict[str, Tensor]:
+        """The part of the i-th repetition, by the ``name`` of the bias."""
+        return {name: self.weights[i], f"{name}_square": self.squares[i : i + 1]}
+
     def step(self, part: slice, gradient: Tensor, rate: float) -> None:
         """A step of the repetitions ``part`` by their gradients float32 [g, W]."""
         self.squares[part] += gradient.square().sum(dim=1)
@@ -100,57 +104,75 @@ class Bias:
         self.weights[part] += gradient * scale[:, None]
 
 
-class Output:
-    """The output layers of a group: weights float32 [G, B, H], sums of squares float32 [G, B], biases.
+class Dense:
+    """A matrix for each repetition of a group: weights float32 [G, W, H], W from H; sums of squares float32 [G, W].
 
     ``dtype``: in which matrices are multiplied.
     """
 
-    def __init__(self, groups: int, n_buckets: int, width: int, device: str, dtype: torch.dtype) -> None:
-        self.weights = torch.zeros((groups, n_buckets, width), device=device)
-        self.squares = torch.zeros((groups, n_buckets), device=device)
-        self.bias = Bias(groups, n_buckets, device)
+    def __init__(self, groups: int, width: int, n_inputs: int, device: str, dtype: torch.dtype) -> None:
+        self.weights = torch.zeros((groups, width, n_inputs), device=device)
+        self.squares = torch.zeros((groups, width), device=device)
         self.dtype = dtype
         self._copy = self.weights if dtype == torch.float32 else self.weights.to(dtype)
 
-    def views(self, i: int) -> dict[str, Tensor]:
-        """The part of the i-th repetition."""
-        bias = {"bias": self.bias.weights[i], "bias_square": self.bias.squares[i : i + 1]}
-        return {"output": self.weights[i], "output_squares": self.squares[i], **bias}
+    def views(self, i: int, name: str) -> dict[str, Tensor]:
+        """The part of the i-th repetition, by the ``name`` of the matrix."""
+        return {name: self.weights[i], f"{name}_squares": self.squares[i]}
 
     def refresh(self, i: int) -> None:
         """Take over the i-th repetition's weights, which were set from outside."""
         self._copy[i].copy_(self.weights[i])
+
+    def products(self, part: slice, inputs: Tensor) -> Tensor:
+        """Sums [g, n, W] of inputs [g, n, H], both of ``dtype``."""
+        return torch.bmm(inputs, self._copy[part].transpose(1, 2))
+
+    def gradients(self, part: slice, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradient of the sums [g, n, W]: those of inputs [g, n, H] and weights [g, W, H]."""
+        return torch.bmm(gradient, self._copy[part]), torch.bmm(gradient.transpose(1, 2), inputs)
+
+    def step_weights(self, part: slice, gradients: Tensor, rate: float) -> None:
+        """A step of the repetitions ``part`` by the gradients of their weights [g, W, H]."""
+        weights, squares, copy = self.weights[part], self.squares[part], self._copy[part]
+        kernels, width = kernels_for(weights), weights.shape[2]
+        if kernels is not None and width <= kernels.WIDEST:
+            flat = (x.view(-1, width) for x in (weights, gradients, copy))
+            of_rows, of_gradient, of_copy = flat
+            kernels.step_outputs(of_rows, squares.view(-1), of_gradient, of_copy, rate)
+            return
+        for r, some in _blocks(weights):
+            gradient = gradients[r, some].float()
+            squares[r, some] += gradient.square().sum(dim=1)
+            weights[r, some] -= gradient * (rate * _inverse_root(squares[r, some]))[:, None]
+            if copy.dtype != weights.dtype:
+                copy[r, some] = weights[r, some].to(copy.dtype)
+
+
+class Output(Dense):
+    """The output layers of a group, with their biases."""
+
+    def __init__(self, groups: int, n_buckets: int, width: int, device: str, dtype: torch.dtype) -> None:
+        super().__init__(groups, n_buckets, width, device, dtype)
+        self.bias = Bias(groups, n_buckets, device)
+
+    def views(self, i: int, name: str = "output") -> dict[str, Tensor]:
+        """The part of the i-th repetition."""
+        return {**super().views(i, name), **self.bias.views(i, "bias")}
 
     def logits(self, part: slice, hidden: Tensor) -> Tensor:
         """Bucket scores [g, n, B] of hidden units [g, n, H], both of ``dtype``."""
         bias = self.bias.weights[part, None].to(self.dtype)
         return torch.baddbmm(bias, hidden, self._copy[part].transpose(1, 2))
 
-    def gradients(self, part: slice, hidden: Tensor, gradient: Tensor) -> OutputGradients:
+    def all_gradients(self, part: slice, hidden: Tensor, gradient: Tensor) -> OutputGradients:
         """From the gradient of the logits [g, n, B]: those of hidden units, weights and biases."""
-        return OutputGradients(
-            torch.bmm(gradient, self._copy[part]),
-            torch.bmm(gradient.transpose(1, 2), hidden),
-            gradient.sum(dim=1, dtype=torch.float32),
-        )
+        return OutputGradients(*self.gradients(part, hidden, gradient), gradient.sum(dim=1, dtype=torch.float32))
 
     def step(self, part: slice, gradients: OutputGradients, rate: float) -> None:
         """A step of the repetitions ``part``."""
-        weights, squares, copy = self.weights[part], self.squares[part], self._copy[part]
-        kernels, width = kernels_for(weights), weights.shape[2]
         self.bias.step(part, gradients.bias, rate)
-        if kernels is not None and width <= kernels.WIDEST:
-            flat = (x.view(-1, width) for x in (weights, gradients.weights, copy))
-            of_rows, of_gradient, of_copy = flat
-            kernels.step_outputs(of_rows, squares.view(-1), of_gradient, of_copy, rate)
-            return
-        for r, some in _blocks(weights):
-            gradient = gradients.weights[r, some].float()
-            squares[r, some] += gradient.square().sum(dim=1)
-            weights[r, some] -= gradient * (rate * _inverse_root(squares[r, some]))[:, None]
-            if copy.dtype != weights.dtype:
-                copy[r, some] = weights[r, some].to(copy.dtype)
+        self.step_weights(part, gradients.weights, rate)
 
 
 @dataclass(frozen=True)

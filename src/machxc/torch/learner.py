@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,67 +17,19 @@ import torch
 from machxc.config import Config
 from machxc.partition import Partition
 from machxc.repetition.checkpoint import Learner, learner_of
+from machxc.repetition.deep import DeepLearner
 from machxc.repetition.encode import Encoder
 from machxc.samples import Array
 from machxc.torch.batches import Batch
 from machxc.torch.encode import GroupEncoder, GroupTargets
 from machxc.torch.layers import Bias, Output, Table
 from machxc.torch.loss import gradient_
+from machxc.torch.trunk import DeepTrunk, SparseTrunk, Step, Trunk, Views
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger("machxc.torch")
-
-Step = Callable[[], None]
-Views = dict[str, "Tensor"]
-"""Parts of a group's tensors, by the names that the learner of one repetition has for them; writing writes there."""
-
-
-class Trunk(Protocol):
-    """From a batch to the hidden units of each repetition: what stands before the output layers."""
-
-    def forward(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        """Hidden units float32 [g, n, H] of the repetitions ``part``, and what `step` needs to know of them.
-
-        ``epoch``: of training, which may drop features; None when scoring: nothing is dropped, and no `step` follows.
-        """
-
-    def step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> None:
-        """A step of the repetitions ``part`` by the gradient of their hidden units [g, n, H]."""
-
-    def views(self, i: int) -> Views:
-        """The i-th repetition's part."""
-
-
-class SparseTrunk:
-    """The sum of the weighted rows of a sample's features, plus a bias, where it is above 0."""
-
-    def __init__(self, encoder: GroupEncoder, width: int, device: str) -> None:
-        self.encoder = encoder
-        self.table, self.bias = Table(encoder.starts[-1], width, device), Bias(len(encoder), width, device)
-
-    def forward(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        """Hidden units, and the rows that they are made of."""
-        rows = self.encoder(batch, part, epoch)
-        hidden = self.table.sums(rows).view(-1, len(batch), self.table.width)
-        hidden.add_(self.bias.weights[part, None]).relu_()
-        return hidden, (rows, hidden)
-
-    def step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> None:
-        """A step of the rows and the bias."""
-        rows, hidden = known
-        gradient = gradient * (hidden > 0)
-        self.table.step(rows, gradient.view(-1, self.table.width), rate)
-        self.bias.step(part, gradient.sum(dim=1, dtype=torch.float32), rate)
-
-    def views(self, i: int) -> Views:
-        """As `machxc.repetition.network.NetworkLearner` has them, but for ``squares``, which is here in two parts."""
-        return {
-            **self.table.views(self.encoder.rows_of(i)),
-            "hidden_bias": self.bias.weights[i],
-            "hidden_bias_square": self.bias.squares[i : i + 1],
-        }
 
 
 class Group(ABC):
@@ -193,8 +145,7 @@ class LinearGroup(Group):
 
     def views(self, i: int) -> Views:
         """As `machxc.repetition.linear.LinearLearner` has them."""
-        bias = {"bias": self.bias.weights[i], "bias_square": self.bias.squares[i : i + 1]}
-        return {**self.table.views(self.encoder.rows_of(i)), **bias}
+        return {**self.table.views(self.encoder.rows_of(i)), **self.bias.views(i, "bias")}
 
 
 class NetworkGroup(Group):
@@ -203,17 +154,16 @@ class NetworkGroup(Group):
     (``negatives``, which spares the kernels most of the buckets, is an estimate of that, and not needed here.)
     """
 
-    def __init__(
-        self, config: Config, partition: Partition, numbers: Sequence[int], device: str, trunk: Trunk, width: int
-    ) -> None:
+    def __init__(self, config: Config, partition: Partition, numbers: Sequence[int], device: str, trunk: Trunk) -> None:
         super().__init__(config, partition, numbers, device)
         self.trunk = trunk
-        self.output = Output(len(numbers), config.buckets, width, device, matrix_dtype(device))
+        self.output = Output(len(numbers), config.buckets, config.layers[-1], device, matrix_dtype(device))
 
     def set(self, i: int, learner: Learner) -> None:
         """Take the i-th repetition over from a learner of the kernels."""
         super().set(i, learner)
         self.output.refresh(i)
+        self.trunk.refresh(i)
 
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
         hidden, known = self.trunk.forward(batch, part, epoch)
@@ -222,11 +172,12 @@ class NetworkGroup(Group):
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         hidden, of_trunk = known
-        gradients = self.output.gradients(part, hidden, gradient)
+        gradients = self.output.all_gradients(part, hidden, gradient)
+        step_trunk = self.trunk.backward(of_trunk, part, gradients.hidden, rate)
 
         def step() -> None:
             self.output.step(part, gradients, rate)
-            self.trunk.step(of_trunk, part, gradients.hidden, rate)
+            step_trunk()
 
         return step
 
@@ -241,8 +192,10 @@ def group_of(
     """The group that a config asks for, all of its weights 0: `Group.set` them."""
     if not config.hidden:
         return LinearGroup(config, partition, numbers, device, encoders)
-    trunk = SparseTrunk(GroupEncoder(config, encoders, numbers, device), config.hidden, device)
-    return NetworkGroup(config, partition, numbers, device, trunk, config.hidden)
+    first = SparseTrunk(config, GroupEncoder(config, encoders, numbers, device), numbers, device)
+    deep = len(config.layers) > 1
+    trunk = DeepTrunk(config, first, numbers, device, matrix_dtype(device)) if deep else first
+    return NetworkGroup(config, partition, numbers, device, trunk)
 
 
 def matrix_dtype(device: str) -> torch.dtype:
@@ -253,6 +206,8 @@ def matrix_dtype(device: str) -> torch.dtype:
 
 def _of_learner(learner: Learner, name: str) -> Array:
     """An array of a learner by the name of a view. A network's sum for the hidden bias is the last of its squares."""
+    if isinstance(learner, DeepLearner):
+        return learner.arrays[name]
     networks = hasattr(learner, "hidden_bias")
     if name == "hidden_bias_square":
         return np.asarray(learner.squares[-1:])

@@ -23,6 +23,7 @@ from machxc.torch.batches import batch_of
 from machxc.torch.device import on
 from machxc.torch.encode import GroupEncoder, Rows
 from machxc.torch.top_k import top_k
+from machxc.torch.trunk import StoredUnits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,9 +132,8 @@ class _NetworkScorer:
     """A table of rows in float16, and output layers in float32."""
 
     def __init__(self, config: Config, tensors: Sequence[Tensors], device: str) -> None:
-        self._width = config.hidden
+        self._width, self._units = config.layers[0], StoredUnits(config, tensors, device)
         self._table = _on(np.concatenate([each["table"] for each in tensors]), device)
-        self._hidden_bias = _on(np.stack([each["hidden_bias"] for each in tensors]), device)
         self._output = [_on(each["output"], device) for each in tensors]
         self._bias = _on(np.stack([each["bias"] for each in tensors]), device)
 
@@ -141,12 +141,12 @@ class _NetworkScorer:
         """Bucket scores: hidden units from the rows that the batch has, as float32, then each output layer."""
         groups, n_buckets = self._bias.shape
         used, places = torch.unique(rows.rows, return_inverse=True)
-        hidden = self._hidden_bias[:, None].expand(groups, n, self._width)
+        hidden = torch.zeros((groups, n, self._width), device=self._bias.device)
         if len(used):
             table = self._table[used].float()
             sums = embedding_bag(places, table, rows.offsets, mode="sum", per_sample_weights=rows.weights)
             hidden = hidden + sums.view(groups, n, self._width)
-        hidden = hidden.relu()
+        hidden = self._units(hidden)
         out = torch.empty((groups, n, n_buckets), device=hidden.device)
         for i, output in enumerate(self._output):
             torch.addmm(self._bias[i], hidden[i], output.float().T, out=out[i])
