@@ -29,6 +29,7 @@ from machxc.repetition.encode import Encoder
 from machxc.samples import Features, Labels, Samples
 from machxc.torch.batches import batch_of, batches
 from machxc.torch.device import on
+from machxc.torch.layers import turned
 from machxc.torch.learner import Group, LinearGroup, NetworkGroup, SparseTrunk, group_of, matrix_dtype
 from machxc.torch.loss import gradient_
 from machxc.torch.top_k import top_k
@@ -249,7 +250,9 @@ def stages(device: str, meter: Meter, shape: Shape, limits: dict[str, float | No
     gradients = output.gradients(whole, hidden, logits)
     add("step outputs", lambda: output.step(whole, gradients, 0.0), moved=(8.0 + 2 * item) * n_outputs)
     moved = item * gathered + 8.0 * used * shape.hidden
-    add("step rows", lambda: trunk.table.step(encoded, gradients.hidden.view(flat, -1), 0.0), moved=moved)
+    add("turn rows", lambda: turned(encoded), moved=80.0 * flat * shape.f)
+    by_row = turned(encoded)
+    add("step rows", lambda: trunk.table.step(by_row, gradients.hidden.view(flat, -1), 0.0), moved=moved)
     return rows
 
 

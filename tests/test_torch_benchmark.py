@@ -22,7 +22,7 @@ def test_it_measures_every_part_and_writes_it_down(tmp_path: Path) -> None:
     assert result["missing"] == []
     assert result["torch"] == torch.__version__
     stages = {stage["stage"]: stage["ms"] for stage in result["stages"]}
-    assert len(stages) == 8
+    assert len(stages) == 9
     assert all(ms > 0 for ms in stages.values())
     assert all(row["samples/s"] > 0 for row in [*result["steps"], *result["epoch"]])
     assert all(row["ms"] > 0 for row in result["retrieval"])

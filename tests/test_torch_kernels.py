@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="needs Triton, which PyTorch brings along f
 from machxc.partition import HashPartition  # noqa: E402
 from machxc.torch import kernels, top_k  # noqa: E402
 from machxc.torch.encode import Rows, Wanted  # noqa: E402
-from machxc.torch.layers import Output, OutputGradients, Table  # noqa: E402
+from machxc.torch.layers import Output, OutputGradients, Table, turned  # noqa: E402
 from machxc.torch.loss import gradient_  # noqa: E402
 
 MODULES = ("loss", "layers", "top_k")
@@ -84,10 +84,10 @@ def test_steps_of_rows(width: int, dtype: Any, plain: pytest.MonkeyPatch) -> Non
     tables = [Table(20, width, DEVICE) for _ in range(2)]
     gradient = rand(6, width, dtype=dtype)
     for _ in range(2):
-        tables[0].step(rows, gradient, 0.3)
+        tables[0].step(turned(rows), gradient, 0.3)
     use(plain)
     for _ in range(2):
-        tables[1].step(rows, gradient, 0.3)
+        tables[1].step(turned(rows), gradient, 0.3)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(tables[1].squares, tables[0].squares, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(tables[1].weights, tables[0].weights, rtol=tolerance, atol=tolerance)

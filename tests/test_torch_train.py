@@ -227,6 +227,22 @@ def test_a_repetition_that_does_not_fit_is_an_error_that_says_what_to_do(monkeyp
         trained(config_for("linear-bce"))
 
 
+def test_held_out_samples_are_cut_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_for("network-bce", epochs=2, validation_fraction=0.2)
+    whole, logits = trained(config, range(3)), Group.logits
+
+    def short(group: Group, batch: Any) -> Any:
+        if len(batch) > 20:
+            raise torch.OutOfMemoryError
+        return logits(group, batch)
+
+    monkeypatch.setattr(Group, "logits", short)
+    with caplog.at_level(logging.WARNING, "machxc"):
+        parts = trained(config, range(3))
+    assert "held-out samples at once: it takes" in caplog.messages[0]
+    assert all(same(whole[r], parts[r]) for r in range(3))
+
+
 # ---- checkpoints
 
 

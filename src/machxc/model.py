@@ -22,6 +22,7 @@ from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import Encoder, encoder_of
 from machxc.repetition.scorer import Scorer, scorer_of
 from machxc.samples import Array, Features, Float32, Int64, UInt32
+from machxc.torch.device import answering_device
 
 log = logging.getLogger("machxc.model")
 
@@ -46,13 +47,29 @@ class Model:
             log.warning("answering from %d of %d repetitions", len(self._numbers), data.config.repetitions)
 
     @classmethod
-    def load(cls, path: Path | str, verify: bool = True, *, partial: bool = False) -> Model:
+    def load(cls, path: Path | str, verify: bool = True, *, partial: bool = False, device: str = "cpu") -> Model:
         """Map a model folder into memory; ``verify`` False leaves out its checksums. ModelError when it is damaged.
+
+        ``device``: what answers, see `to`.
 
         ``partial``: repetitions that are missing or damaged are left out (`n_repetitions` and `numbers` say which are
         there; the log, what is wrong with the others), as long as one is whole.
         """
-        return cls(load_model(path, verify, partial=partial))
+        answering_device(device)  # is there, or nothing is loaded
+        return cls(load_model(path, verify, partial=partial)).to(device)
+
+    def to(self, device: str) -> Model:
+        """The same model answering on a device: "cpu" (the kernels), "cuda:1", "cuda" or "auto" (the first GPU).
+
+        Its weights are copied there; docs/gpu.md says what is computed where. SettingError for a GPU that is not there,
+        MissingExtraError when PyTorch is asked for and missing, MemoryBudgetError when the model does not fit.
+        """
+        there = answering_device(device)
+        if there is None:
+            return self
+        from machxc.torch.scorer import DeviceModel
+
+        return DeviceModel(self, there)
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
         """Write the model folder, whole or not at all; OutputError when it exists or cannot be written."""

@@ -156,8 +156,9 @@ def _test(arguments: Namespace, options: ReadOptions, model: Model, console: Con
 
     with console.progress("evaluating", "B") as progress:
         metrics = evaluate(
-            model, arguments.test, options=options, unknown_labels="count", jobs=arguments.jobs, progress=progress
-        )
+            model.to(arguments.device), arguments.test, options=options, unknown_labels="count", jobs=arguments.jobs,
+            progress=progress,
+        )  # fmt: skip
     if not arguments.json:
         console.out(metrics_table(metrics))
     return metrics
