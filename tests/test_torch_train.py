@@ -18,10 +18,11 @@ from machxc.repetition.loop import n_trained, train_repetition
 from machxc.repetition.scorer import scorer_of
 from machxc.samples import Array, Samples
 from machxc.testing import make_samples
-from machxc.torch import learner
+from machxc.torch import cost, learner
 from machxc.torch import train as training
+from machxc.torch.cost import batch_size
 from machxc.torch.learner import Group
-from machxc.torch.train import batch_size, train_group
+from machxc.torch.train import train_group
 
 SAMPLES = make_samples(200, 20)
 K = SAMPLES.labels.n_labels
@@ -184,7 +185,7 @@ def test_any_learning_rate_gives_finite_weights(kind: str) -> None:
 def test_batches_are_large_where_there_are_many_samples() -> None:
     sizes = [batch_size(n) for n in (1, 200, 12_000, 100_000, 600_000, 70_000_000)]
     assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[-1]) == (training.LEAST, training.MOST)
+    assert (sizes[0], sizes[-1]) == (cost.LEAST, cost.MOST)
     assert all(size & (size - 1) == 0 for size in sizes)
 
 

@@ -43,7 +43,7 @@ class Trunk(Protocol):
         """
 
     def step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> None:
-        """A step of the repetitions ``part`` by the gradient of their hidden units [g, n, H]."""
+        """A step of the repetitions ``part`` by the gradient of their hidden units [g, n, H]; it may be overwritten."""
 
     def views(self, i: int) -> Views:
         """The i-th repetition's part."""
@@ -66,7 +66,7 @@ class SparseTrunk:
     def step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> None:
         """A step of the rows and the bias."""
         rows, hidden = known
-        gradient = gradient * (hidden > 0)
+        gradient.mul_(hidden > 0)
         self.table.step(rows, gradient.view(-1, self.table.width), rate)
         self.bias.step(part, gradient.sum(dim=1, dtype=torch.float32), rate)
 

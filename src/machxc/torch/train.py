@@ -28,6 +28,7 @@ from machxc.repetition.loop import check_loss, rate_at, split, start_bias
 from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
 from machxc.torch.batches import SHARED, batch_of, batches
+from machxc.torch.cost import batch_size
 from machxc.torch.device import on
 from machxc.torch.learner import group_of
 from machxc.torch.loss import held_out_losses
@@ -35,8 +36,6 @@ from machxc.torch.memory import give_back, in_parts
 
 log = logging.getLogger("machxc.torch")
 
-STEPS = 64  # of an epoch, about, as long as batches have
-LEAST, MOST = 16, 8192  # samples
 HELD_OUT_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}  # of held-out samples, at a time: in float64
 
 Store = Callable[[int, dict[str, Array]], None]
@@ -121,11 +120,6 @@ def _no_memory(work: _Work) -> MemoryBudgetError:
         f"{work.device} has no memory for a single repetition; lower 'buckets', 'hidden' or 'feature_bits', "
         "or train with device='cpu'"
     )
-
-
-def batch_size(n: int) -> int:
-    """The samples of a batch, a power of 2: so few that an epoch over ``n`` has many steps, and enough to do."""
-    return max(LEAST, min(MOST, 1 << (n // STEPS).bit_length()))
 
 
 def _nobody(numbers: Sequence[int], n: int) -> None:
