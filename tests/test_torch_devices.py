@@ -116,6 +116,8 @@ def test_a_model_goes_where_it_is_sent(tmp_path: Path) -> None:
     here.save(tmp_path / "model")
     there = Model.load(tmp_path / "model", device="torch-cpu")
     assert isinstance(there, DeviceModel)
+    assert there.to("torch-cpu") is there
+    assert not isinstance(there.to("cpu"), DeviceModel)
     assert there.numbers == here.numbers
     assert there.config == here.config
     assert_alike(there.top_k(QUERIES, 5), here.top_k(QUERIES, 5))
@@ -165,7 +167,7 @@ def test_the_estimator_answers_on_its_device() -> None:
     np.testing.assert_allclose(there.top_k_within(X, 3, budget=10**6)[1], here.top_k(X, 3)[1], rtol=1e-3)
     assert there._answering() is copied  # once
     again = pickle.loads(pickle.dumps(there))
-    assert "_there" not in vars(again)
+    assert "_there" not in vars(again.model_)
     assert_alike(again.top_k(X, 5, return_ids=True), here.top_k(X, 5, return_ids=True))
     assert not isinstance(there.set_params(device="cpu")._answering(), DeviceModel)
 
@@ -251,7 +253,7 @@ def short_of_memory(most: int) -> Callable[[Any, Features], Any]:
 def test_short_of_memory_a_model_answers_fewer_at_a_time(
     call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there = model("network").to("torch-cpu")
+    there = DeviceModel(model("network"), "cpu")
     ask = getattr(there, call)
     expected = ask(QUERIES)
     monkeypatch.setattr(GroupScorer, "sketch", short_of_memory(30))
@@ -275,7 +277,7 @@ def test_a_model_that_the_device_has_no_memory_for(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(scorer, "GroupScorer", full)
     with pytest.raises(MemoryBudgetError, match="cpu has no memory for the model; free some, or answer with"):
-        model("linear").to("torch-cpu")
+        DeviceModel(model("linear"), "cpu")
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 64, 100])
@@ -295,7 +297,7 @@ def test_parts_cover_all_once_whatever_the_memory(most: int, room: int) -> None:
 
 @pytest.mark.parametrize("free", [1 << 12, 1 << 20, 1 << 40])
 def test_blocks_follow_from_the_memory_that_is_free(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = model("network").to("torch-cpu")
+    there = DeviceModel(model("network"), "cpu")
     sizes: list[int] = []
     whole = GroupScorer.sketch
 

@@ -368,18 +368,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._answering().top_k(features, k, candidates=candidates, jobs=self._jobs())
 
     def _answering(self) -> Model:
-        """The model on the device that answers, where it is copied once."""
-        if self.device == "cpu":
-            return self.model_
-        known: tuple[str, Model, Model] | None = self.__dict__.get("_there")
-        if known is None or known[0] != self.device or known[1] is not self.model_:
-            known = self.device, self.model_, self.model_.to(self.device)
-            self._there = known
-        return known[2]
-
-    def __getstate__(self) -> Any:
-        """Without what is on a device, and can be copied there again."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_there"}
+        return self.model_.to(self.device)
 
     def _ids_of(self, candidates: Any) -> Int64:
         names = list(candidates)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,8 @@ class Model:
     some repetitions are missing answers with those that are there, and says so in the log.
     """
 
+    _there: tuple[str, Model] | None = None  # the device that it was sent to, and what answers there
+
     def __init__(self, data: ModelData) -> None:
         if not data.repetitions:
             raise ModelError("the model has no repetition; expected at least one")
@@ -61,15 +64,21 @@ class Model:
     def to(self, device: str) -> Model:
         """The same model answering on a device: "cpu" (the kernels), "cuda:1", "cuda" or "auto" (the first GPU).
 
-        Its weights are copied there; docs/gpu.md says what is computed where. SettingError for a GPU that is not there,
-        MissingExtraError when PyTorch is asked for and missing, MemoryBudgetError when the model does not fit.
+        Its weights are copied there, once; docs/gpu.md says what is computed where. SettingError for a GPU that is not
+        there, MissingExtraError when PyTorch is asked for and missing, MemoryBudgetError when the model does not fit.
         """
         there = answering_device(device)
         if there is None:
             return self
-        from machxc.torch.scorer import DeviceModel
+        if self._there is None or self._there[0] != there:
+            from machxc.torch.scorer import DeviceModel
 
-        return DeviceModel(self, there)
+            self._there = there, DeviceModel(self, there)
+        return self._there[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is on a device, and can be copied there again."""
+        return {name: value for name, value in vars(self).items() if name != "_there"}
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
         """Write the model folder, whole or not at all; OutputError when it exists or cannot be written."""

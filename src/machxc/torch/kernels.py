@@ -24,14 +24,16 @@ def softmax_(z: Tensor, weights: Tensor) -> Tensor:
     """z [m, B] = weight * softmax(z) in place; returns the logarithm of what it divides by: float32 [m]."""
     normalisers = torch.empty(len(z), dtype=torch.float32, device=z.device)
     if len(z):
-        _softmax[(len(z),)](z, weights, normalisers, z.shape[1], BLOCK=_block(z.shape[1]))
+        block = _block(z.shape[1])
+        _softmax[(len(z),)](z, weights, normalisers, z.shape[1], BLOCK=block, num_warps=_warps(block))
     return normalisers
 
 
 def sigmoid_(z: Tensor, weights: Tensor) -> None:
     """z [m, B] = weight * sigmoid(z) in place."""
     if len(z):
-        _sigmoid[(len(z),)](z, weights, z.shape[1], BLOCK=_block(z.shape[1]))
+        block = _block(z.shape[1])
+        _sigmoid[(len(z),)](z, weights, z.shape[1], BLOCK=block, num_warps=_warps(block))
 
 
 def step_rows(
@@ -45,17 +47,21 @@ def step_rows(
     """
     if len(used):
         width = weights.shape[1]
+        block = triton.next_power_of_2(width)
+        of_bags = max(1, min(8, WIDEST // block))
         _step_rows[(len(used),)](
-            weights, squares, used, ends, bags, shares, gradient, rate, width, BLOCK=triton.next_power_of_2(width)
-        )
+            weights, squares, used, ends, bags, shares, gradient, rate, width, BLOCK=block, BAGS=of_bags,
+            num_warps=_warps(block * of_bags // 2),
+        )  # fmt: skip
 
 
 def step_outputs(weights: Tensor, squares: Tensor, gradient: Tensor, copy: Tensor, rate: float) -> None:
     """A step of the rows of ``weights`` float32 [m, H] by ``gradient`` [m, H], taken over into ``copy`` [m, H]."""
     if len(weights):
         width = weights.shape[1]
+        block = triton.next_power_of_2(width)
         _step_outputs[(len(weights),)](
-            weights, squares, gradient, copy, rate, width, BLOCK=triton.next_power_of_2(width)
+            weights, squares, gradient, copy, rate, width, BLOCK=block, num_warps=_warps(block)
         )
 
 
@@ -70,7 +76,8 @@ def sift(
     float32 [n]. ``counts`` int32 [n]: how many each query has, also where ``found`` int64 [n, c] has no room for all.
     """
     n_repetitions, n_buckets, n = values.shape
-    of_labels, of_queries = 64, min(32, triton.next_power_of_2(n))
+    of_queries = min(32, triton.next_power_of_2(n))
+    of_labels = min(512, 2048 // of_queries)  # as many scores a program, or what hashes leave of its registers
     grid = (triton.cdiv(stop - start, of_labels), triton.cdiv(n, of_queries))
     _sift[grid](
         values, parameters, thresholds, counts, found, counts if seen is None else seen, start, stop, n, found.shape[1],
@@ -81,6 +88,11 @@ def sift(
 
 def _block(n: int) -> int:
     return min(4096, int(triton.next_power_of_2(n)))
+
+
+def _warps(block: int) -> int:
+    """Warps of a program, so that a thread has 16 numbers: with more, fewer programs have registers at a time."""
+    return max(4, min(16, block // 512))
 
 
 def _jit(function: Callable[..., None]) -> Any:
@@ -138,6 +150,7 @@ def _step_rows(
     rate: tl.tensor,
     width: tl.tensor,
     BLOCK: tl.constexpr,
+    BAGS: tl.constexpr,
 ) -> None:
     i = tl.program_id(0)
     row = tl.load(used + i)
@@ -146,9 +159,12 @@ def _step_rows(
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     total = tl.zeros((BLOCK,), tl.float32)
-    for j in range(first, last):
-        part = tl.load(gradient + tl.load(bags + j) * width + columns, mask=mask, other=0.0)
-        total += tl.load(shares + j) * part.to(tl.float32)
+    for start in range(first, last, BAGS):  # some at a time: a row that all samples have would wait for each in turn
+        j = start + tl.arange(0, BAGS)
+        there = j < last
+        places = tl.load(bags + j, mask=there, other=0)[:, None] * width + columns[None, :]
+        part = tl.load(gradient + places, mask=there[:, None] & mask[None, :], other=0.0).to(tl.float32)
+        total += tl.sum(tl.load(shares + j, mask=there, other=0.0)[:, None] * part, 0)
     square = tl.load(squares + row) + tl.sum(total * total, 0)
     tl.store(squares + row, square)
     scale = tl.where(square > 0.0, rate / tl.sqrt(tl.where(square > 0.0, square, 1.0)), 0.0)

@@ -49,7 +49,8 @@ class DeviceModel(Model):
     """
 
     def __init__(self, model: Model, device: str) -> None:
-        self._data, self._numbers, self._device = model.data, model.numbers, device  # said already: what is missing
+        self._data, self._numbers = model.data, model.numbers  # which are missing was said when the model was made
+        self._model, self._device = model, device
         tensors = [model.data.repetitions[r] for r in model.numbers]
         with self._memory("the model"), on(device):
             self._scorer = GroupScorer(model.config, tensors, model.numbers, device)
@@ -92,6 +93,10 @@ class DeviceModel(Model):
         search(features.rows(0, 0))  # arguments are checked, whether or not there are queries
         self._run(features, k, run)
         return ids, scores
+
+    def to(self, device: str) -> Model:
+        """As `Model.to`; on "cpu" it is the model that was copied."""
+        return self._model.to(device)
 
     def subset(self, numbers: list[int]) -> Model:
         """As `Model.subset`, on the same device."""
