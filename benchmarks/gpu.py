@@ -308,15 +308,16 @@ def stages(device: str, meter: Meter, shape: Shape, limits: Limits) -> Iterator[
 
     encoded, wanted = trunk.encoder(batch, whole, 0), found.targets(batch, whole)
     hidden = trunk.forward(batch, whole, 0)[0].to(output.dtype)
-    logits = output.logits(whole, hidden)
+    logits = output.logits(whole, hidden, late=True)
+    bias = output.bias.late(whole, logits)
     used = int(torch.unique(encoded.rows).numel())
     gathered = flat * shape.f * shape.hidden
     matmul = 2.0 * n_logits * shape.hidden
     yield row("encode", lambda: trunk.encoder(batch, whole, 0), moved=20.0 * flat * shape.f)
     yield row("targets", lambda: found.targets(batch, whole), moved=24.0 * flat)
     yield row("gather rows", lambda: trunk.table.sums(encoded), moved=4.0 * (gathered + n_hidden))
-    yield row("logits", lambda: output.logits(whole, hidden), flops=matmul)
-    yield row("loss", lambda: gradient_(logits, wanted, softmax=True), moved=3.0 * item * n_logits)
+    yield row("logits", lambda: output.logits(whole, hidden, late=True), flops=matmul)
+    yield row("loss", lambda: gradient_(logits, wanted, softmax=True, bias=bias), moved=3.0 * item * n_logits)
     logits.mul_(1e-3)
     yield row("gradients", lambda: output.gradients(whole, hidden, logits), flops=2 * matmul)
     gradients = output.gradients(whole, hidden, logits)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch_tools import torch
+from torch_tools import plain_config, plain_encoder, plain_partition, plain_samples, random_inputs, torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -22,8 +22,10 @@ pytest.importorskip("triton", reason="needs Triton, which PyTorch brings along f
 
 from machxc.partition import HashPartition  # noqa: E402
 from machxc.torch import fused, kernels, top_k  # noqa: E402
+from machxc.torch.batches import batch_of  # noqa: E402
 from machxc.torch.encode import Rows, Wanted  # noqa: E402
 from machxc.torch.layers import Output, OutputGradients, Table, turned  # noqa: E402
+from machxc.torch.learner import group_of  # noqa: E402
 from machxc.torch.loss import gradient_  # noqa: E402
 
 MODULES = ("loss", "layers", "top_k")
@@ -65,6 +67,39 @@ def test_gradients(softmax: bool, n_buckets: int, dtype: Any, plain: pytest.Monk
     torch.testing.assert_close(found_loss, expected_loss, rtol=1e-4, atol=1e-5)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("n_buckets", [1, 7, 5000])
+def test_kernels_add_biases_on_the_way(softmax: bool, n_buckets: int, plain: pytest.MonkeyPatch) -> None:
+    z, bias = rand(2, 3, n_buckets), rand(2, n_buckets, seed=5)
+    expected = z + bias[:, None]
+    expected_loss = gradient_(expected, wanted(2, 3, n_buckets), softmax=softmax)
+    use(plain)
+    found_loss = gradient_(z, wanted(2, 3, n_buckets), softmax=softmax, bias=bias)
+    torch.testing.assert_close(found_loss, expected_loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+@pytest.mark.parametrize("hidden", [0, 6])
+@pytest.mark.parametrize("at_a_time", [0, 4])
+def test_whole_steps(kind: str, hidden: int, at_a_time: int, plain: pytest.MonkeyPatch) -> None:
+    config, encoders = plain_config(loss=kind, hidden=hidden), [plain_encoder() for _ in range(3)]
+    groups = [group_of(config, plain_partition(), [0, 1, 2], DEVICE, encoders) for _ in range(2)]
+    if at_a_time:
+        for group in groups:
+            group._at_a_time, group._samples = 1, at_a_time
+    for n in (20, 7, 1):
+        batch = batch_of(plain_samples(*random_inputs(n, n)), DEVICE)
+        with plain.context() as patch:
+            expected = groups[0].train(batch, 0.3, 0)
+            use(patch)
+            found = groups[1].train(batch, 0.3, 0)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for i in range(3):
+        for name, view in groups[0].views(i).items():
+            torch.testing.assert_close(groups[1].views(i)[name], view, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -214,9 +249,11 @@ def variants() -> Iterator[Variant]:
     """Kernels as they are started: types of their arguments, constants, warps."""
     for dtype in ("*bf16", "*fp32"):
         for block in (64, 4096):
-            z = {"z": dtype, "weights": "*fp32", "n_buckets": "i32"}
-            yield "_softmax", {**z, "normalisers": "*fp32"}, {"BLOCK": block}, kernels._warps(block)
-            yield "_sigmoid", z, {"BLOCK": block}, kernels._warps(block)
+            z = {"z": dtype, "bias": "*fp32", "weights": "*fp32", "n": "i32", "n_buckets": "i32"}
+            for bias in (True, False):
+                constants = {"BLOCK": block, "BIAS": bias}
+                yield "_softmax", {**z, "normalisers": "*fp32"}, constants, kernels._warps(block)
+                yield "_sigmoid", z, constants, kernels._warps(block)
         for block, bags in ((64, 8), (512, 8), (2048, 4), (8192, 1)):
             constants = {"BLOCK": block, "BAGS": bags}
             yield "_step_rows", {**ROWS, "gradient": dtype}, constants, kernels._warps(block * bags // 2)

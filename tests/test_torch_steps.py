@@ -192,11 +192,11 @@ class Short:
         self.tried: list[int] = []
         original, self.most = loss.gradient_, most
 
-        def gradient(z: Any, wanted: Any, *, softmax: bool) -> Any:
+        def gradient(z: Any, wanted: Any, **how: Any) -> Any:
             self.tried.append(len(z))
             if len(z) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-            return original(z, wanted, softmax=softmax)
+            return original(z, wanted, **how)
 
         monkeypatch.setattr("machxc.torch.learner.gradient_", gradient)
 
@@ -248,9 +248,9 @@ class Limited:
             limited(len(batch) * len(encoder._numbers[others[0]]))
             return encode(encoder, batch, *others)
 
-        def logits_of_some(output: Any, part: slice, hidden: Any) -> Any:
+        def logits_of_some(output: Any, part: slice, hidden: Any, **how: Any) -> Any:
             limited(hidden.shape[0] * hidden.shape[1])
-            return logits(output, part, hidden)
+            return logits(output, part, hidden, **how)
 
         monkeypatch.setattr(GroupEncoder, "_encode", encode_some)
         monkeypatch.setattr(layers.Output, "logits", logits_of_some)

@@ -20,20 +20,30 @@ if TYPE_CHECKING:
 WIDEST = 8192  # numbers of a row that one program holds
 
 
-def softmax_(z: Tensor, weights: Tensor) -> Tensor:
-    """z [m, B] = weight * softmax(z) in place; returns the logarithm of what it divides by: float32 [m]."""
+def softmax_(z: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """z [m, B] = weight * softmax(z) in place; returns the logarithm of what it divides by: float32 [m].
+
+    ``bias`` float32 [G, B]: added to z first, each row to m / G rows of it.
+    """
     normalisers = torch.empty(len(z), dtype=torch.float32, device=z.device)
     if len(z):
         block = _block(z.shape[1])
-        _softmax[(len(z),)](z, weights, normalisers, z.shape[1], BLOCK=block, num_warps=_warps(block))
+        of_bias, each = _bias(bias, weights, len(z))
+        _softmax[(len(z),)](
+            z, of_bias, weights, normalisers, each, z.shape[1], BIAS=bias is not None, BLOCK=block,
+            num_warps=_warps(block),
+        )  # fmt: skip
     return normalisers
 
 
-def sigmoid_(z: Tensor, weights: Tensor) -> None:
-    """z [m, B] = weight * sigmoid(z) in place."""
+def sigmoid_(z: Tensor, weights: Tensor, bias: Tensor | None = None) -> None:
+    """z [m, B] = weight * sigmoid(z) in place; ``bias`` as in `softmax_`."""
     if len(z):
         block = _block(z.shape[1])
-        _sigmoid[(len(z),)](z, weights, z.shape[1], BLOCK=block, num_warps=_warps(block))
+        of_bias, each = _bias(bias, weights, len(z))
+        _sigmoid[(len(z),)](
+            z, of_bias, weights, each, z.shape[1], BIAS=bias is not None, BLOCK=block, num_warps=_warps(block)
+        )
 
 
 def step_rows(
@@ -86,6 +96,11 @@ def sift(
     )  # fmt: skip
 
 
+def _bias(bias: Tensor | None, instead: Tensor, m: int) -> tuple[Tensor, int]:
+    """Biases, or something in their place, and how many rows of m each of them is for."""
+    return (instead, m) if bias is None else (bias, m // len(bias))
+
+
 def _block(n: int) -> int:
     return min(4096, int(triton.next_power_of_2(n)))
 
@@ -101,16 +116,26 @@ def _jit(function: Callable[..., None]) -> Any:
 
 @_jit
 def _softmax(
-    z: tl.tensor, weights: tl.tensor, normalisers: tl.tensor, n_buckets: tl.tensor, BLOCK: tl.constexpr
+    z: tl.tensor,
+    bias: tl.tensor,
+    weights: tl.tensor,
+    normalisers: tl.tensor,
+    n: tl.tensor,
+    n_buckets: tl.tensor,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     start = z + row * n_buckets
+    added = bias + (row // n) * n_buckets
     columns = tl.arange(0, BLOCK)
     top = tl.full((BLOCK,), -3.0e38, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, n_buckets, BLOCK):  # each lane has its own largest logit, and sum of what is below it
         mask = first + columns < n_buckets
         x = tl.load(start + first + columns, mask=mask, other=-3.0e38).to(tl.float32)
+        if BIAS:
+            x += tl.load(added + first + columns, mask=mask, other=0.0)
         higher = tl.maximum(top, x)
         total = total * tl.exp(top - higher) + tl.where(mask, tl.exp(x - higher), 0.0)
         top = higher
@@ -121,18 +146,31 @@ def _softmax(
     for first in range(0, n_buckets, BLOCK):
         mask = first + columns < n_buckets
         x = tl.load(start + first + columns, mask=mask, other=0.0).to(tl.float32)
+        if BIAS:
+            x += tl.load(added + first + columns, mask=mask, other=0.0)
         tl.store(start + first + columns, (weight * tl.exp(x - normaliser)).to(z.dtype.element_ty), mask=mask)
 
 
 @_jit
-def _sigmoid(z: tl.tensor, weights: tl.tensor, n_buckets: tl.tensor, BLOCK: tl.constexpr) -> None:
+def _sigmoid(
+    z: tl.tensor,
+    bias: tl.tensor,
+    weights: tl.tensor,
+    n: tl.tensor,
+    n_buckets: tl.tensor,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     row = tl.program_id(0).to(tl.int64)
     start = z + row * n_buckets
+    added = bias + (row // n) * n_buckets
     columns = tl.arange(0, BLOCK)
     weight = tl.load(weights + row)
     for first in range(0, n_buckets, BLOCK):
         mask = first + columns < n_buckets
         x = tl.load(start + first + columns, mask=mask, other=0.0).to(tl.float32)
+        if BIAS:
+            x += tl.load(added + first + columns, mask=mask, other=0.0)
         odds = tl.exp(-tl.abs(x))
         share = tl.where(x >= 0.0, 1.0, odds) / (1.0 + odds)
         tl.store(start + first + columns, (weight * share).to(z.dtype.element_ty), mask=mask)

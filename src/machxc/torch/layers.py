@@ -116,6 +116,10 @@ class Bias:
         self.weights = torch.zeros((groups, width), device=device)
         self.squares = torch.zeros(groups, device=device)
 
+    def late(self, part: slice, z: Tensor) -> Tensor | None:
+        """The biases, where the loss's kernels add them to the logits ``z``: one pass less over all of these."""
+        return self.weights[part] if kernels_for(z) is not None else None
+
     def step(self, part: slice, gradient: Tensor, rate: float) -> None:
         """A step of the repetitions ``part`` by their gradients float32 [g, W]."""
         self.squares[part] += gradient.square().sum(dim=1)
@@ -145,8 +149,10 @@ class Output:
         """Take over the i-th repetition's weights, which were set from outside."""
         self._copy[i].copy_(self.weights[i])
 
-    def logits(self, part: slice, hidden: Tensor) -> Tensor:
-        """Bucket scores [g, n, B] of hidden units [g, n, H], both of ``dtype``."""
+    def logits(self, part: slice, hidden: Tensor, *, late: bool = False) -> Tensor:
+        """Bucket scores [g, n, B] of hidden units [g, n, H], both of ``dtype``; ``late``: without `Bias.late`."""
+        if late and self.bias.late(part, hidden) is not None:
+            return torch.bmm(hidden, self._copy[part].transpose(1, 2))
         bias = self.bias.weights[part, None].to(self.dtype)
         return torch.baddbmm(bias, hidden, self._copy[part].transpose(1, 2))
 

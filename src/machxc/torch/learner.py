@@ -91,9 +91,14 @@ class Group(ABC):
         self._at_a_time = len(self.numbers)  # repetitions that a step computes at a time: fewer when memory is short
         self._samples = 0  # and once a single one was too many: samples of a batch; 0: all
 
+    @property
+    @abstractmethod
+    def _bias(self) -> Bias:
+        """Of the buckets."""
+
     @abstractmethod
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        """Bucket scores [g, n, B], and what `_step` needs to know of them."""
+        """Bucket scores [g, n, B] (in training without `Bias.late`), and what `_step` needs to know of them."""
 
     @abstractmethod
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
@@ -165,7 +170,8 @@ class Group(ABC):
 
     def _to_gradient(self, logits: Tensor, batch: Batch, part: slice) -> Tensor:
         """Replace logits by the loss's gradient; the losses."""
-        return gradient_(logits, self.targets(batch, part), softmax=self.config.loss == "softmax")
+        bias, softmax = self._bias.late(part, logits), self.config.loss == "softmax"
+        return gradient_(logits, self.targets(batch, part), softmax=softmax, bias=bias)
 
     def _make_room(self, n: int) -> None:
         if self._at_a_time > 1:
@@ -192,7 +198,13 @@ class LinearGroup(Group):
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
         rows = self.encoder(batch, part, epoch)
         sums = self.table.sums(rows).view(-1, len(batch), self.config.buckets)
-        return sums.add_(self.bias.weights[part, None]), rows
+        if epoch is None or self.bias.late(part, sums) is None:
+            sums.add_(self.bias.weights[part, None])
+        return sums, rows
+
+    @property
+    def _bias(self) -> Bias:
+        return self.bias
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         of_bias, rows = gradient.sum(dim=1), turned(known)
@@ -230,7 +242,11 @@ class NetworkGroup(Group):
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
         hidden, known = self.trunk.forward(batch, part, epoch)
         hidden = hidden.to(self.output.dtype)
-        return self.output.logits(part, hidden), (hidden, known)
+        return self.output.logits(part, hidden, late=epoch is not None), (hidden, known)
+
+    @property
+    def _bias(self) -> Bias:
+        return self.output.bias
 
     def _learn(self, batch: Batch, part: slice, rate: float, epoch: int) -> tuple[Tensor, Step]:
         if not batch.is_cut:
@@ -238,7 +254,7 @@ class NetworkGroup(Group):
         hidden, known = self.trunk.forward(batch, part, epoch)
         hidden, losses, gradients = hidden.to(self.output.dtype), [], None
         for rows, piece in batch.parts():
-            logits = self.output.logits(part, hidden[:, rows])
+            logits = self.output.logits(part, hidden[:, rows], late=True)
             losses.append(self._to_gradient(logits, piece, part))
             if gradients is None:
                 gradients = self.output.gradients(part, hidden[:, rows], logits)
