@@ -206,6 +206,35 @@ def test_every_verb_that_answers_has_the_option(trained: Path, capsys: pytest.Ca
             assert of_there == pytest.approx(of_here, abs=0.02)
 
 
+def test_what_was_trained_on_a_device_is_tested_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    whole = Model.to
+
+    def to(model: Model, device: str) -> Model:
+        sent.append(device)
+        return whole(model, device)
+
+    monkeypatch.setattr(Model, "to", to)
+    data = str(write_jsonl(tmp_path / "data.jsonl"))
+    command = [
+        "train",
+        data,
+        "--output",
+        str(tmp_path / "model"),
+        "--repetitions",
+        "2",
+        "--epochs",
+        "2",
+        "--test",
+        data,
+    ]
+    assert main([*command, "--device", "torch-cpu", "--json"]) == 0
+    assert sent[-1] == "torch-cpu"
+    assert json.loads(capsys.readouterr().out)["test"]["P@1"] > 0.5
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("verb", [["evaluate", "DATA"], ["query", TEXT], ["predict", "DATA", "--output", "x.npz"]])
 def test_a_gpu_that_is_not_there_is_one_line(verb: list[str], trained: Path, capsys: Any) -> None:

@@ -120,7 +120,7 @@ class _Scan:
             end = min(stop, start + more)
             counts = torch.zeros(n, dtype=torch.int32, device=self._device)
             found = torch.full((n, room), _NONE, dtype=torch.int64, device=self._device)
-            thresholds, least = _unpacked(best[:, -1])[1], self._merge == MIN
+            thresholds, least = _unpacked(best[:, -1].contiguous())[1], self._merge == MIN
             kernels.sift(
                 values, parameters, partition.bits, start, end, self._seen, thresholds, counts, found, least=least
             )
