@@ -5,14 +5,20 @@
 Ceilings of the device first: matrix products, memory, the way from this machine to it. Then each stage of a step at the
 shape of the published product search (80,000 hashed inputs, 2,000 hidden units, B = 20,000, R = 32), beside its floor:
 the multiply-adds at the ceiling of matrix products, or the bytes at that of memory. Then whole steps for several
-batches, B, H and R, an epoch from samples in memory, and the 100 best of 50 million labels. What does not fit, or finds
-no time, is left out and named. On a processor (--device cpu) sizes are tiny: that tells whether it runs, nothing else.
+batches, B, H and R, an epoch from samples in memory, and the 100 best of 50 million labels. Each of these parts is a
+process of its own with a share of the time, and writes down what it has as it goes. What does not fit, fails, or finds
+no time, is left out and named, with the reason. On a processor (--device cpu) sizes are tiny: that tells whether it
+runs, nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +35,15 @@ from machxc.repetition.encode import Encoder
 from machxc.samples import Features, Labels, Samples
 from machxc.torch.batches import batch_of, batches
 from machxc.torch.device import on
-from machxc.torch.learner import Group, LinearGroup, NetworkGroup, group_of, matrix_dtype
+from machxc.torch.fused import kernels_for
+from machxc.torch.layers import turned
+from machxc.torch.learner import Group, NetworkGroup, group_of, matrix_dtype
 from machxc.torch.loss import gradient_
 from machxc.torch.top_k import top_k
 from machxc.torch.trunk import SparseTrunk
 
+GRACE = 30.0  # seconds that a part may take beyond its share, to start and to end its last measurement
+NO_LIMITS = {"TFLOP/s": None, "memory GB/s": None}
 LEAST = {"cuda": 0.3, "cpu": 0.03}  # seconds that a measurement takes at least, after a first go that does not count
 
 
@@ -54,42 +64,58 @@ PAPER = Shape(n=8192, f=8, rows=80_000, hidden=2000, buckets=20_000, repetitions
 TINY = Shape(n=64, f=8, rows=500, hidden=16, buckets=50, repetitions=2, labels=20_000)
 
 
+Limits = dict[str, Any]
+"""What a device reaches at most; None where that was not found out."""
+
+
 class Meter:
-    """Times what runs on a device, as long as there is time."""
+    """Times what runs on a device, as long as there is time. What finds none, or fails, is ``missing``."""
 
     def __init__(self, device: str, seconds: float) -> None:
         self.device, self.end = device, time.monotonic() + seconds
         self.missing: list[str] = []
 
     def seconds(self, name: str, run: Callable[[], object]) -> float | None:
-        """Seconds of one call; None, and noted as missing, when there is no time or no memory for it."""
+        """Seconds of one call; None, and why is noted, when there is no time or no memory for it, or it fails."""
         if time.monotonic() > self.end:
             self.missing.append(f"{name}: no time")
             return None
-        try:
+        found = []
+        with self.noting(name):
             self._time(run, 1)
             once = self._time(run, 1)
             times = max(1, min(1000, int(LEAST[self.device.partition(":")[0]] / max(once, 1e-6))))
-            return self._time(run, times) / times
-        except torch.OutOfMemoryError:
-            self.missing.append(f"{name}: no memory")
-            self.clear()
-            return None
+            found.append(self._time(run, times) / times)
+        return found[0] if found else None
 
-    def rows(self, name: str, run: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The results of some measurements; none when what they need together does not fit."""
+    @contextlib.contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """Note what goes wrong, and go on. (After some errors of a GPU everything fails, until the process ends.)"""
+        failed = True
         try:
-            return run()
+            yield
+            failed = False
         except torch.OutOfMemoryError:
             self.missing.append(f"{name}: no memory")
-            return []
-        finally:
-            self.clear()
+        except Exception as error:
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            self.missing.append(f"{name}: {type(error).__name__}: {reason}")
+        if failed:
+            with contextlib.suppress(Exception):
+                self.clear()
 
     def clear(self) -> None:
         """Give back what is free."""
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+    def peak(self) -> float | None:
+        """GB that were allocated at most since this was last asked."""
+        if not self.device.startswith("cuda"):
+            return None
+        most = torch.cuda.max_memory_allocated() / 1e9
+        torch.cuda.reset_peak_memory_stats()
+        return float(most)
 
     def _time(self, run: Callable[[], object], times: int) -> float:
         self._wait()
@@ -104,36 +130,83 @@ class Meter:
             torch.cuda.synchronize()
 
 
+Row = dict[str, Any]
+Result = dict[str, Any]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=480.0, help="after which no further measurement begins")
     parser.add_argument("--output", type=Path, default=common.BUILD / "gpu.json")
+    parser.add_argument("--part", choices=list(PARTS), help="only that, in this process, with the ceilings in --output")
     arguments = parser.parse_args()
-    print(common.header())
-    with on(arguments.device), torch.no_grad():
-        result = measure(arguments.device, Meter(arguments.device, arguments.seconds))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.part:
+        measure_part(arguments.part, arguments.device, arguments.seconds, arguments.output)
+        return
+    print(common.header(), flush=True)
+    result = measure(arguments.device, arguments.seconds, arguments.output, in_a_process)
+    print("\nleft out:", "; ".join(result["missing"]) or "nothing")
     print(f"\n{arguments.output}")
 
 
-def measure(device: str, meter: Meter) -> dict[str, Any]:
-    """All of it, in the order of what matters most."""
-    on_gpu = device.startswith("cuda")
-    paper = PAPER if on_gpu else TINY
-    result: dict[str, Any] = {"device": name_of(device), "torch": torch.__version__, "shape": asdict(paper)}
-    result["ceilings"] = limits = ceilings(device, meter, on_gpu=on_gpu)
-    show("ceilings", [limits])
-    result["stages"] = show("stages of a step", meter.rows("stages", lambda: stages(device, meter, paper, limits)))
-    shapes = list(variations(paper, on_gpu=on_gpu))
-    result["steps"] = show("whole steps", [step(device, meter, shape, limits) for shape in shapes])
-    result["epoch"] = show("an epoch from memory", meter.rows("epoch", lambda: [epoch(device, meter, paper)]))
-    found = meter.rows("retrieval", lambda: list(retrieval(device, meter, paper, on_gpu=on_gpu)))
-    result["retrieval"] = show("the 100 best of K labels", found)
-    result["missing"] = meter.missing
-    print("\nleft out:", "; ".join(meter.missing) or "nothing")
+def measure(device: str, seconds: float, output: Path, run: Callable[..., str]) -> Result:
+    """All of it, in the order of what matters most; ``output`` has all that is known at any time.
+
+    Each part is a process of its own, which ``run`` starts: what one spoils, a GPU's state too, is none of the others'
+    business. What a part does not need of its share of the time, those after it have.
+    """
+    begin, left = time.monotonic(), sum(share for _, share in PARTS.values())
+    result: Result = {"device": name_of(device), "torch": torch.__version__, "missing": []}
+    write(output, result)
+    for name, (_, share) in PARTS.items():
+        budget = max(0.0, seconds - (time.monotonic() - begin)) * share / left
+        left -= share
+        failed = run(name, device, budget, output)
+        result = json.loads(output.read_text())  # what the part had found until it ended, however that was
+        if failed:
+            result["missing"].append(f"{name}: {failed}")
+            write(output, result)
     return result
+
+
+def in_a_process(name: str, device: str, seconds: float, output: Path) -> str:
+    """Measure a part; what went wrong with the process, or nothing."""
+    command = [sys.executable, __file__, "--device", device, "--seconds", str(seconds), "--output", str(output)]
+    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **os.environ}
+    try:
+        done = subprocess.run([*command, "--part", name], env=environment, timeout=seconds + GRACE, check=False)
+    except subprocess.TimeoutExpired:
+        return f"ended after {seconds + GRACE:.0f} s"
+    return f"ended with exit code {done.returncode}" if done.returncode else ""
+
+
+def measure_part(name: str, device: str, seconds: float, output: Path) -> None:
+    """One part, which is written down row by row, beside what ``output`` has already."""
+    on_gpu, meter, result = device.startswith("cuda"), Meter(device, seconds), json.loads(output.read_text())
+    shape, limits, before = PAPER if on_gpu else TINY, (result.get("ceilings") or [{}])[0], result["missing"]
+    rows: list[Row] = []
+    with on(device), torch.no_grad(), meter.noting(name):
+        result["shape"], result["kernels"] = asdict(shape), kernels_of(device)
+        for row in PARTS[name][0](device, meter, shape, {**NO_LIMITS, **limits}):
+            rows.append(row)
+            write(output, {**result, name: rows, "missing": [*before, *meter.missing]})
+    write(output, {**result, name: rows, "missing": [*before, *meter.missing]})
+    show(name, rows)
+
+
+def write(output: Path, result: Result) -> None:
+    """Write the result anew, wholly or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(output.name + ".unfinished")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(output)
+
+
+def kernels_of(device: str) -> str:
+    """What computes beside matrix products."""
+    kernels = kernels_for(torch.zeros(1, device=device))
+    return "plain PyTorch" if kernels is None else f"Triton {kernels.triton.__version__}, CUDA {torch.version.cuda}"
 
 
 def name_of(device: str) -> str:
@@ -144,19 +217,20 @@ def name_of(device: str) -> str:
     return f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def show(title: str, rows: list[Row]) -> None:
     """Print results as a table."""
     columns = list(rows[0]) if rows else ["nothing"]
-    print(f"\n{title}\n{common.table(columns, [[_shown(row.get(column)) for column in columns] for row in rows])}")
-    return rows
+    table = common.table(columns, [[_shown(row.get(column)) for column in columns] for row in rows])
+    print(f"\n{title}\n{table}", flush=True)
 
 
 def _shown(value: Any) -> str:
     return "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def ceilings(device: str, meter: Meter, *, on_gpu: bool) -> dict[str, float | None]:
+def ceilings(device: str, meter: Meter, _: Shape, __: Limits) -> Iterator[Row]:
     """TFLOP/s of matrix products in the type that training has, GB/s of memory (read and written) and of the bus."""
+    on_gpu = device.startswith("cuda")
     dtype, size, n_bytes = matrix_dtype(device), 8192 if on_gpu else 256, 1 << (31 if on_gpu else 22)
     a = torch.randn((size, size), device=device).to(dtype)
     b, out = a.clone(), torch.empty_like(a)
@@ -166,7 +240,7 @@ def ceilings(device: str, meter: Meter, *, on_gpu: bool) -> dict[str, float | No
     copy = meter.seconds("copy", lambda: y.copy_(x))
     here = torch.zeros(n_bytes // 32, pin_memory=on_gpu)
     bus = meter.seconds("bus", lambda: x[: len(here)].copy_(here, non_blocking=True))
-    return {
+    yield {
         "TFLOP/s": product and 2e-12 * size**3 / product,
         "memory GB/s": copy and 2e-9 * n_bytes / copy,
         "bus GB/s": bus and 4e-9 * len(here) / bus,
@@ -217,9 +291,8 @@ def group(device: str, shape: Shape) -> Group:
     return found
 
 
-def stages(device: str, meter: Meter, shape: Shape, limits: dict[str, float | None]) -> list[dict[str, Any]]:
+def stages(device: str, meter: Meter, shape: Shape, limits: Limits) -> Iterator[Row]:
     """Each stage of a step at one shape, beside its floor."""
-    rows: list[dict[str, Any]] = []
     whole, found = slice(0, shape.repetitions), group(device, shape)
     assert isinstance(found, NetworkGroup)
     trunk, output, batch = found.trunk, found.output, batch_of(made(shape, shape.n), device)
@@ -228,30 +301,32 @@ def stages(device: str, meter: Meter, shape: Shape, limits: dict[str, float | No
     flat, n_hidden = shape.repetitions * shape.n, shape.repetitions * shape.n * shape.hidden
     n_logits, n_outputs = flat * shape.buckets, shape.repetitions * shape.buckets * shape.hidden
 
-    def add(name: str, run: Callable[[], object], *, flops: float = 0.0, moved: float = 0.0) -> None:
+    def row(name: str, run: Callable[[], object], *, flops: float = 0.0, moved: float = 0.0) -> Row:
         seconds, peak, memory = meter.seconds(name, run), limits["TFLOP/s"], limits["memory GB/s"]
         floor = max(flops / (1e12 * peak) if peak else 0.0, moved / (1e9 * memory) if memory else 0.0)
         share = None if seconds is None else floor / seconds
-        rows.append({"stage": name, "ms": seconds and 1e3 * seconds, "floor ms": 1e3 * floor, "of floor": share})
+        return {"stage": name, "ms": seconds and 1e3 * seconds, "floor ms": 1e3 * floor, "of floor": share}
 
     encoded, wanted = trunk.encoder(batch, whole, 0), found.targets(batch, whole)
     hidden = trunk.forward(batch, whole, 0)[0].to(output.dtype)
-    logits = output.logits(whole, hidden)
+    logits = output.logits(whole, hidden, late=True)
+    bias = output.bias.late(whole, logits)
     used = int(torch.unique(encoded.rows).numel())
     gathered = flat * shape.f * shape.hidden
     matmul = 2.0 * n_logits * shape.hidden
-    add("encode", lambda: trunk.encoder(batch, whole, 0), moved=20.0 * flat * shape.f)
-    add("targets", lambda: found.targets(batch, whole), moved=24.0 * flat)
-    add("gather rows", lambda: trunk.table.sums(encoded), moved=4.0 * (gathered + n_hidden))
-    add("logits", lambda: output.logits(whole, hidden), flops=matmul)
-    add("loss", lambda: gradient_(logits, wanted, softmax=True), moved=3.0 * item * n_logits)
+    yield row("encode", lambda: trunk.encoder(batch, whole, 0), moved=20.0 * flat * shape.f)
+    yield row("targets", lambda: found.targets(batch, whole), moved=24.0 * flat)
+    yield row("gather rows", lambda: trunk.table.sums(encoded), moved=4.0 * (gathered + n_hidden))
+    yield row("logits", lambda: output.logits(whole, hidden, late=True), flops=matmul)
+    yield row("loss", lambda: gradient_(logits, wanted, softmax=True, bias=bias), moved=3.0 * item * n_logits)
     logits.mul_(1e-3)
-    add("gradients", lambda: output.all_gradients(whole, hidden, logits), flops=2 * matmul)
+    yield row("gradients", lambda: output.all_gradients(whole, hidden, logits), flops=2 * matmul)
     gradients = output.all_gradients(whole, hidden, logits)
-    add("step outputs", lambda: output.step(whole, gradients, 0.0), moved=(8.0 + 2 * item) * n_outputs)
+    yield row("step outputs", lambda: output.step(whole, gradients, 0.0), moved=(8.0 + 2 * item) * n_outputs)
     moved = item * gathered + 8.0 * used * shape.hidden
-    add("step rows", lambda: trunk.table.step(encoded, gradients.hidden.view(flat, -1), 0.0), moved=moved)
-    return rows
+    yield row("turn rows", lambda: turned(encoded), moved=80.0 * flat * shape.f)
+    by_row = turned(encoded)
+    yield row("step rows", lambda: trunk.table.step(by_row, gradients.hidden.view(flat, -1), 0.0), moved=moved)
 
 
 def variations(paper: Shape, *, on_gpu: bool) -> Iterator[Shape]:
@@ -269,31 +344,36 @@ def variations(paper: Shape, *, on_gpu: bool) -> Iterator[Shape]:
     yield replace(linear, hidden=0, buckets=500 if on_gpu else 20, repetitions=min(16, paper.repetitions))
 
 
-def step(device: str, meter: Meter, shape: Shape, limits: dict[str, float | None]) -> dict[str, Any]:
+def steps(device: str, meter: Meter, paper: Shape, limits: Limits) -> Iterator[Row]:
+    """Whole steps at some shapes."""
+    for shape in variations(paper, on_gpu=device.startswith("cuda")):
+        yield step(device, meter, shape, limits)
+
+
+def step(device: str, meter: Meter, shape: Shape, limits: Limits) -> Row:
     """Whole steps at a shape: samples a second for all repetitions together, and the share of the matrix peak."""
     name = f"step n={shape.n} H={shape.hidden} B={shape.buckets} R={shape.repetitions}"
-    seconds = None
-    if time.monotonic() < meter.end:
-        try:
+    seconds = most = None
+    if time.monotonic() > meter.end:
+        meter.missing.append(f"{name}: no time")
+    else:
+        meter.peak()
+        with meter.noting(name):
             found, batch = group(device, shape), batch_of(made(shape, shape.n), device)
             seconds = meter.seconds(name, lambda: found.train(batch, 0.01, 0))
-            assert isinstance(found, LinearGroup if not shape.hidden else NetworkGroup)
-        except torch.OutOfMemoryError:
-            meter.missing.append(f"{name}: no memory")
+            most = meter.peak()
         found = batch = None  # type: ignore[assignment]
         meter.clear()
-    else:
-        meter.missing.append(f"{name}: no time")
     flops = 6.0 * shape.repetitions * shape.n * shape.hidden * shape.buckets
     reached, peak = seconds and 1e-12 * flops / seconds, limits["TFLOP/s"]
     return {
         "n": shape.n, "H": shape.hidden, "B": shape.buckets, "R": shape.repetitions, "ms": seconds and 1e3 * seconds,
         "samples/s": seconds and shape.n / seconds, "TFLOP/s": reached,
-        "of peak": reached / peak if reached and peak else None,
+        "of peak": reached / peak if reached and peak else None, "GB": most,
     }  # fmt: skip
 
 
-def epoch(device: str, meter: Meter, shape: Shape) -> dict[str, Any]:
+def epoch(device: str, meter: Meter, shape: Shape, _: Limits) -> Iterator[Row]:
     """Batches read, shuffled, sent and trained on: what the way to the device costs."""
     samples = made(shape, 32 * shape.n)
     order = np.arange(len(samples), dtype=np.int64)
@@ -310,14 +390,13 @@ def epoch(device: str, meter: Meter, shape: Shape) -> dict[str, Any]:
     found = group(device, shape)
     training = meter.seconds("epoch", train)
     n = len(samples)
-    return {"samples": n, "samples/s read": reading and n / reading, "samples/s": training and n / training}
+    yield {"samples": n, "samples/s read": reading and n / reading, "samples/s": training and n / training}
 
 
-def retrieval(device: str, meter: Meter, shape: Shape, *, on_gpu: bool) -> Iterator[dict[str, Any]]:
+def retrieval(device: str, meter: Meter, shape: Shape, _: Limits) -> Iterator[Row]:
     """The 100 best of all labels for batches of queries, from sketches in which some buckets stand out."""
-    meter.clear()
     partition = partition_of(shape)
-    for n in (1, 32, 128) if on_gpu else (1, 8):
+    for n in (1, 32, 128) if device.startswith("cuda") else (1, 8):
         source = np.random.default_rng(n)
         sketch = source.normal(0, 1, (n, shape.repetitions, shape.buckets)).astype(np.float32)
         logits = torch.from_numpy(sketch + 8 * (source.random(sketch.shape) < 1e-3)).to(device, torch.float32)
@@ -331,6 +410,13 @@ def retrieval(device: str, meter: Meter, shape: Shape, *, on_gpu: bool) -> Itera
                 "queries": n, "K": shape.labels, "R": shape.repetitions, "B": shape.buckets, "estimator": estimator,
                 "ms": seconds and 1e3 * seconds, "ms a query": seconds and 1e3 * seconds / n,
             }  # fmt: skip
+
+
+Part = Callable[[str, Meter, Shape, Limits], Iterator[Row]]
+PARTS: dict[str, tuple[Part, float]] = {  # and their shares of the time
+    "ceilings": (ceilings, 1.0), "stages": (stages, 2.0), "steps": (steps, 4.0), "epoch": (epoch, 1.0),
+    "retrieval": (retrieval, 2.0),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -63,10 +63,18 @@ def test_a_model_trained_on_either_answers_on_both_alike(kind: str, device: str,
 def test_how_much_is_gathered_at_a_time_does_not_matter(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = DeviceModel(model(kind, "cpu"), "cpu").top_k(QUERIES, 5)
     monkeypatch.setattr(scorer, "_ENTRIES", 50)
-    monkeypatch.setattr(scorer, "_SKETCH_BYTES", 4 * 4 * 24 * 7)
+    monkeypatch.setattr(scorer, "_HERE", 1 << 16)  # bytes: some queries
     monkeypatch.setattr(top_k, "_BLOCK", 60)
     parts = DeviceModel(model(kind, "cpu"), "cpu").top_k(QUERIES, 5)
     np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_one_by_one_are_answered_as_all_at_once(kind: str) -> None:
+    on_device = DeviceModel(model(kind, "cpu"), "cpu")
+    expected = on_device.sketch(QUERIES)
+    for i in (0, 1, 2, 0):
+        np.testing.assert_allclose(on_device.sketch(QUERIES.rows(i, i + 1))[0], expected[i], rtol=1e-4, atol=1e-5)
 
 
 def test_no_query_and_queries_without_features() -> None:

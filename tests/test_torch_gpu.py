@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from torch_tools import torch
 
-from machxc.config import Settings
+from machxc.config import ESTIMATORS, Settings
+from machxc.facts import facts_of
 from machxc.labels import LabelNames
 from machxc.model import Model
+from machxc.plan import make_plan
 from machxc.testing import make_samples
+from machxc.torch import loss
 from machxc.torch.batches import batch_of
+from machxc.torch.fused import kernels_for
 from machxc.torch.scorer import DeviceModel
 from machxc.torch.top_k import top_k
 from machxc.training import train
@@ -52,6 +56,52 @@ def test_a_model_trained_on_either_answers_on_both_alike(kind: str) -> None:
         expected_ids, expected = trained.top_k(OTHERS.features, 10)
         np.testing.assert_allclose(scores, expected, rtol=1e-3)
         assert (ids == expected_ids).mean() > 0.97
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_answers_alike(estimator: str) -> None:
+    here = model("network-bce", "cpu")
+    there = here.to("cuda")
+    assert isinstance(there, DeviceModel)
+    found, expected = (each.top_k(OTHERS.features, 10, estimator=estimator)[1] for each in (there, here))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    one_by_one = [there.top_k(OTHERS.features.rows(i, i + 1), 10, estimator=estimator)[1] for i in range(5)]
+    np.testing.assert_allclose(np.concatenate(one_by_one), expected[:5], rtol=1e-3, atol=1e-6)
+
+
+def test_triton_works_here() -> None:
+    assert kernels_for(torch.zeros(1, device="cuda")) is not None
+
+
+@pytest.mark.parametrize("kind", ["linear-bce", "network-softmax"])
+def test_memory_that_is_short_is_made_do_with(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some calls for the gradient of a batch fail, with a true error of the allocator."""
+    calls = [0]
+    whole = loss.gradient_
+
+    def unreliable(*arguments: Any, **how: Any) -> Any:
+        calls[0] += 1
+        if calls[0] in (2, 3, 4, 7):
+            torch.empty(1 << 46, dtype=torch.uint8, device="cuda")  # 64 TiB
+        return whole(*arguments, **how)
+
+    monkeypatch.setattr("machxc.torch.learner.gradient_", unreliable)
+    found = accuracy(model(kind, "cuda:0"))
+    assert calls[0] > 7
+    assert found > accuracy(model(kind, "cpu")) - 0.03
+
+
+def test_a_plan_knows_the_memory_of_a_step() -> None:
+    samples = make_samples(40_000, 2000)
+    settings = Settings(repetitions=8, buckets=2000, hidden=512, epochs=1)
+    plan = make_plan(facts_of(samples, text=False), settings, text=None, device="cuda")
+    assert plan.on_device is not None
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    train(samples, LabelNames.ids(2000), settings, device="cuda:0")
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 0.6 * taken <= 8 * (plan.on_device.weights + plan.on_device.step) <= 1.7 * taken
 
 
 @pytest.mark.parametrize("kind", ["linear-bce", "network-softmax"])

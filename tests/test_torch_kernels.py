@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch_tools import torch
+from torch_tools import plain_config, plain_encoder, plain_partition, plain_samples, random_inputs, torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -18,9 +21,11 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="needs Triton, which PyTorch brings along for GPUs")
 
 from machxc.partition import HashPartition  # noqa: E402
-from machxc.torch import kernels, top_k  # noqa: E402
+from machxc.torch import fused, kernels, top_k  # noqa: E402
+from machxc.torch.batches import batch_of  # noqa: E402
 from machxc.torch.encode import Rows, Wanted  # noqa: E402
-from machxc.torch.layers import Output, OutputGradients, Table  # noqa: E402
+from machxc.torch.layers import Output, OutputGradients, Table, turned  # noqa: E402
+from machxc.torch.learner import group_of  # noqa: E402
 from machxc.torch.loss import gradient_  # noqa: E402
 
 MODULES = ("loss", "layers", "top_k")
@@ -65,6 +70,39 @@ def test_gradients(softmax: bool, n_buckets: int, dtype: Any, plain: pytest.Monk
 
 
 @pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("n_buckets", [1, 7, 5000])
+def test_kernels_add_biases_on_the_way(softmax: bool, n_buckets: int, plain: pytest.MonkeyPatch) -> None:
+    z, bias = rand(2, 3, n_buckets), rand(2, n_buckets, seed=5)
+    expected = z + bias[:, None]
+    expected_loss = gradient_(expected, wanted(2, 3, n_buckets), softmax=softmax)
+    use(plain)
+    found_loss = gradient_(z, wanted(2, 3, n_buckets), softmax=softmax, bias=bias)
+    torch.testing.assert_close(found_loss, expected_loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+@pytest.mark.parametrize("hidden", [0, 6])
+@pytest.mark.parametrize("at_a_time", [0, 4])
+def test_whole_steps(kind: str, hidden: int, at_a_time: int, plain: pytest.MonkeyPatch) -> None:
+    config, encoders = plain_config(loss=kind, hidden=hidden), [plain_encoder() for _ in range(3)]
+    groups = [group_of(config, plain_partition(), [0, 1, 2], DEVICE, encoders) for _ in range(2)]
+    if at_a_time:
+        for group in groups:
+            group._at_a_time, group._samples = 1, at_a_time
+    for n in (20, 7, 1):
+        batch = batch_of(plain_samples(*random_inputs(n, n)), DEVICE)
+        with plain.context() as patch:
+            expected = groups[0].train(batch, 0.3, 0)
+            use(patch)
+            found = groups[1].train(batch, 0.3, 0)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for i in range(3):
+        for name, view in groups[0].views(i).items():
+            torch.testing.assert_close(groups[1].views(i)[name], view, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
 def test_gradients_of_huge_logits_are_finite(softmax: bool, plain: pytest.MonkeyPatch) -> None:
     z = torch.tensor([[[1e4, -1e4, 0.0], [-1e30, 1e30, 1e30]]], device=DEVICE)
     use(plain)
@@ -84,13 +122,25 @@ def test_steps_of_rows(width: int, dtype: Any, plain: pytest.MonkeyPatch) -> Non
     tables = [Table(20, width, DEVICE) for _ in range(2)]
     gradient = rand(6, width, dtype=dtype)
     for _ in range(2):
-        tables[0].step(rows, gradient, 0.3)
+        tables[0].step(turned(rows), gradient, 0.3)
     use(plain)
     for _ in range(2):
-        tables[1].step(rows, gradient, 0.3)
+        tables[1].step(turned(rows), gradient, 0.3)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(tables[1].squares, tables[0].squares, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(tables[1].weights, tables[0].weights, rtol=tolerance, atol=tolerance)
+
+
+def test_a_row_that_all_samples_have_is_stepped_by_all(plain: pytest.MonkeyPatch) -> None:
+    n, values = 100, np.random.default_rng(0).normal(0, 1, 100).astype(np.float32)
+    arrays = (np.arange(n), np.where(np.arange(n) % 9 == 4, 1, 0), values, np.arange(n))
+    rows = Rows(*(torch.from_numpy(array).to(DEVICE) for array in arrays))
+    tables = [Table(3, 700, DEVICE) for _ in range(2)]
+    tables[0].step(turned(rows), rand(n, 700), 0.3)
+    use(plain)
+    tables[1].step(turned(rows), rand(n, 700), 0.3)
+    torch.testing.assert_close(tables[1].squares, tables[0].squares, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tables[1].weights, tables[0].weights, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -155,52 +205,116 @@ def test_few_labels(n_labels: int, plain: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(best(n_labels, z, 4)[0], expected[0])
 
 
+# ---- where Triton does not work
+
+
+class Broken:
+    """Kernels that cannot be compiled."""
+
+    @staticmethod
+    def sigmoid_(z: Any, weights: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.\nMore of it.")
+
+
+def test_where_kernels_cannot_be_compiled_plain_torch_computes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeros, ones = torch.zeros, torch.ones
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device="cpu": zeros(*shape, device=DEVICE))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device="cpu": ones(*shape, device=DEVICE))
+    with caplog.at_level("WARNING", "machxc"):
+        assert fused._works(kernels)
+        assert not fused._works(Broken)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("plain PyTorch computes instead, slower (Failed to find C compiler.)")
+
+
 # ---- what an interpreter does not tell: that they compile
 
-SIGNATURES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "_softmax": ({"z": "*bf16", "weights": "*fp32", "normalisers": "*fp32", "n_buckets": "i32"}, {"BLOCK": 4096}),
-    "_sigmoid": ({"z": "*bf16", "weights": "*fp32", "n_buckets": "i32"}, {"BLOCK": 4096}),
-    "_step_rows": (
-        {
-            "weights": "*fp32", "squares": "*fp32", "used": "*i64", "ends": "*i64", "bags": "*i64", "shares": "*fp32",
-            "gradient": "*bf16", "rate": "fp32", "width": "i32",
-        },
-        {"BLOCK": 2048},
-    ),
-    "_step_outputs": (
-        {
-            "weights": "*fp32", "squares": "*fp32", "gradient": "*bf16", "copy": "*bf16", "rate": "fp32",
-            "width": "i32",
-        },
-        {"BLOCK": 2048},
-    ),
-    "_sift": (
-        {
-            "values": "*fp32", "parameters": "*i64", "thresholds": "*fp32", "counts": "*i32", "found": "*i64",
-            "seen": "*u8", "start": "i32", "stop": "i32", "n": "i32", "room": "i32", "n_buckets": "i32",
-            "n_repetitions": "i32",
-        },
-        {"BITS": 26, "SHIFT": 13, "SEEN": True, "LEAST": False, "LABELS": 64, "QUERIES": 32},
-    ),
+Variant = tuple[str, dict[str, str], dict[str, Any], int]
+ROWS = {
+    "weights": "*fp32", "squares": "*fp32", "used": "*i64", "ends": "*i64", "bags": "*i64", "shares": "*fp32",
+    "gradient": "*bf16", "rate": "fp32", "width": "i32",
 }  # fmt: skip
+OUTPUTS = {
+    "weights": "*fp32", "squares": "*fp32", "gradient": "*bf16", "copy": "*bf16", "rate": "fp32", "width": "i32",
+}  # fmt: skip
+SIFT = {
+    "values": "*fp32", "parameters": "*i64", "thresholds": "*fp32", "counts": "*i32", "found": "*i64", "seen": "*u8",
+    "start": "i32", "stop": "i32", "n": "i32", "room": "i32", "n_buckets": "i32", "n_repetitions": "i32",
+}  # fmt: skip
+
+
+def variants() -> Iterator[Variant]:
+    """Kernels as they are started: types of their arguments, constants, warps."""
+    for dtype in ("*bf16", "*fp32"):
+        for block in (64, 4096):
+            z = {"z": dtype, "bias": "*fp32", "weights": "*fp32", "n": "i32", "n_buckets": "i32"}
+            for bias in (True, False):
+                constants = {"BLOCK": block, "BIAS": bias}
+                yield "_softmax", {**z, "normalisers": "*fp32"}, constants, kernels._warps(block)
+                yield "_sigmoid", z, constants, kernels._warps(block)
+        for block, bags in ((64, 8), (512, 8), (2048, 4), (8192, 1)):
+            constants = {"BLOCK": block, "BAGS": bags}
+            yield "_step_rows", {**ROWS, "gradient": dtype}, constants, kernels._warps(block * bags // 2)
+        for block in (64, 2048, 8192):
+            yield (
+                "_step_outputs",
+                {**OUTPUTS, "gradient": dtype, "copy": dtype},
+                {"BLOCK": block},
+                kernels._warps(block),
+            )
+    for bits, size, seen, least, queries in (
+        (26, "i32", True, False, 32), (26, "i32", False, True, 32), (32, "i64", True, True, 1),
+        (2, "i32", False, False, 8),
+    ):  # fmt: skip
+        constants = {"BITS": bits, "SHIFT": (bits + 1) // 2, "SEEN": seen, "LEAST": least, "QUERIES": queries}
+        types = {**SIFT, "start": size, "stop": size, "seen": "*u8" if seen else "*i32"}
+        yield "_sift", types, {**constants, "LABELS": min(512, 2048 // queries)}, 4
+
+
 COMPILE = """
-import ast, sys, triton
+import ast, json, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from machxc.torch import kernels
 
-for name, (types, constants) in ast.literal_eval(sys.argv[1]).items():
-    source = ASTSource(getattr(kernels, name), {**types, **dict.fromkeys(constants, "constexpr")}, constants)
-    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"], name
-    print(name)
+for name, types, constants, warps in ast.literal_eval(sys.argv[1]):
+    jitted = getattr(kernels, name)
+    types = {argument: types.get(argument, "constexpr") for argument in jitted.arg_names}
+    source = ASTSource(jitted, types, constants)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    assert made.asm["cubin"], name
+    print(json.dumps([name, made.metadata.shared, made.asm["ptx"]]))
 """
+LARGEST_SHARED = 227 << 10  # bytes of a program on sm_90
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 def test_they_compile_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    given = list(variants())
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", COMPILE, repr(SIGNATURES)]
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE, repr(given)]
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == list(SIGNATURES)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [name for name, _, _ in found] == [name for name, *_ in given]
+    for name, shared, assembly in found:
+        assert shared < LARGEST_SHARED, name
+        stores = spilled(assembly, tmp_path)
+        assert stores in (None, 0), f"{name} has no registers for {stores} bytes"
+
+
+def spilled(assembly: str, folder: Path) -> int | None:
+    """The bytes that a kernel's threads have no registers for, by the assembler that came with Triton, if one can."""
+    import triton
+
+    (folder / "kernel.ptx").write_text(assembly)
+    for assembler in sorted((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*")):
+        command = [str(assembler), "-v", "--gpu-name=sm_90a", str(folder / "kernel.ptx"), "-o", str(folder / "kernel")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        match = re.search(r"(\d+) bytes spill stores", done.stderr)
+        if not done.returncode and match is not None:
+            return int(match[1])
+    return None

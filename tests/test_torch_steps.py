@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -27,9 +28,10 @@ from torch_tools import (
 from machxc.repetition.bfloat import from_bfloat, to_bfloat
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.network import NetworkLearner
-from machxc.torch import layers, loss
-from machxc.torch.batches import batch_of
-from machxc.torch.learner import Group, group_of
+from machxc.torch import layers, learner, loss
+from machxc.torch.batches import Batch, batch_of
+from machxc.torch.encode import GroupEncoder, GroupTargets
+from machxc.torch.learner import Group, LinearGroup, group_of
 
 KINDS = pytest.mark.parametrize("kind", ["softmax", "bce"])
 HIDDENS = pytest.mark.parametrize("hidden", [0, HIDDEN])
@@ -190,11 +192,11 @@ class Short:
         self.tried: list[int] = []
         original, self.most = loss.gradient_, most
 
-        def gradient(z: Any, wanted: Any, *, softmax: bool) -> Any:
+        def gradient(z: Any, wanted: Any, **how: Any) -> Any:
             self.tried.append(len(z))
             if len(z) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-            return original(z, wanted, softmax=softmax)
+            return original(z, wanted, **how)
 
         monkeypatch.setattr("machxc.torch.learner.gradient_", gradient)
 
@@ -225,3 +227,109 @@ def test_memory_short_for_a_single_repetition_is_an_error(monkeypatch: pytest.Mo
     Short(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
         made.train(batch_of(plain_samples(*random_inputs(50, 0)), "cpu"), 0.3, 0)
+
+
+# ---- memory that is short for a single repetition
+
+
+class Limited:
+    """Raises that memory is short wherever more than ``most`` samples would be in memory in one of some steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.raised = 0
+        encode, logits = GroupEncoder._encode, layers.Output.logits
+
+        def limited(n: int) -> None:
+            if n > most:
+                self.raised += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+        def encode_some(encoder: Any, batch: Batch, *others: Any) -> Any:
+            limited(len(batch) * len(encoder._numbers[others[0]]))
+            return encode(encoder, batch, *others)
+
+        def logits_of_some(output: Any, part: slice, hidden: Any, **how: Any) -> Any:
+            limited(hidden.shape[0] * hidden.shape[1])
+            return logits(output, part, hidden, **how)
+
+        monkeypatch.setattr(GroupEncoder, "_encode", encode_some)
+        monkeypatch.setattr(layers.Output, "logits", logits_of_some)
+
+
+def assert_close(one: Group, other: Group) -> None:
+    for i in range(len(one.numbers)):
+        for name, view in one.views(i).items():
+            torch.testing.assert_close(other.views(i)[name], view, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@KINDS
+@HIDDENS
+@pytest.mark.parametrize("most", [1, 7, 16, 30])
+def test_samples_are_cut_where_a_single_repetition_is_too_many(
+    kind: str, hidden: int, most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plenty, short = group(kind, hidden, [0, 1, 2]), group(kind, hidden, [0, 1, 2])
+    given = [batch_of(plain_samples(*random_inputs(n, n)), "cpu") for n in (50, 33, 1, 50)]
+    expected = [plenty.train(batch, 0.3, 0) for batch in given]
+    Limited(monkeypatch, most)
+    with caplog.at_level(logging.WARNING, "machxc"):
+        found = [short.train(batch, 0.3, 0) for batch in given]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_close(plenty, short)
+    if not hidden:  # the sums of a linear model are not cut
+        assert all(torch.equal(short.views(i)["table"], plenty.views(i)["table"]) for i in range(3))
+    told = [record.getMessage() for record in caplog.records]
+    assert told[:2] == [
+        "cpu has no memory for a step of 3 repetitions by 50 samples: it takes 1 at a time from here on",
+        "cpu has no memory for a step of a repetition by 50 samples: it cuts the samples, 25 at a time from here on",
+    ]
+    assert len(told) == 1 + {1: 5, 7: 3, 16: 2, 30: 1}[most]
+
+
+@KINDS
+@HIDDENS
+def test_dropout_drops_the_same_of_a_batch_that_is_cut(kind: str, hidden: int) -> None:
+    config, encoders = plain_config(loss=kind, hidden=hidden, dropout=0.4), [plain_encoder()]
+    made = group_of(config, plain_partition(), [2], "cpu", encoders)
+    encoder = made.encoder if isinstance(made, LinearGroup) else made.trunk.encoder  # type: ignore[attr-defined]
+    batch = dataclasses.replace(batch_of(plain_samples(*random_inputs(40, 3)), "cpu"), first=1000)
+    whole, cut = (encoder(dataclasses.replace(batch, at_a_time=n), slice(0, 1), 1) for n in (0, 7))
+    for field in dataclasses.fields(whole):
+        assert torch.equal(getattr(whole, field.name), getattr(cut, field.name)), field.name
+
+
+@KINDS
+@HIDDENS
+@pytest.mark.parametrize("seed", range(6))
+def test_memory_that_is_short_here_and_there_changes_nothing_but_roundings(
+    kind: str, hidden: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plenty, short = group(kind, hidden, [0, 1, 2]), group(kind, hidden, [0, 1, 2])
+    given = [batch_of(plain_samples(*random_inputs(40, n)), "cpu") for n in range(6)]
+    for batch in given:
+        plenty.train(batch, 0.3, 0)
+    source, left = np.random.default_rng(seed), [6]  # so often it can make do with half
+
+    def unreliable(function: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            found = function(*arguments, **named)  # memory may be short before or after something was done
+            if left[0] and source.random() < 0.1:
+                left[0] -= 1
+                raise torch.OutOfMemoryError
+            return found
+
+        return call
+
+    for owner, names in (
+        (GroupEncoder, ["_encode", "_slots_of", "_scales", "_bags"]),
+        (GroupTargets, ["__call__"]),
+        (layers.Output, ["logits", "gradients", "add"]),
+        (layers.Table, ["sums"]),
+        (learner, ["gradient_", "turned"]),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, unreliable(getattr(owner, name)))
+    for batch in given:
+        short.train(batch, 0.3, 0)
+    assert left[0] < 6
+    assert_close(plenty, short)

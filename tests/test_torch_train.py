@@ -18,10 +18,11 @@ from machxc.repetition.loop import n_trained, train_repetition
 from machxc.repetition.scorer import scorer_of
 from machxc.samples import Array, Samples
 from machxc.testing import make_samples
-from machxc.torch import learner
+from machxc.torch import cost, learner
 from machxc.torch import train as training
+from machxc.torch.cost import batch_size
 from machxc.torch.learner import Group
-from machxc.torch.train import batch_size, train_group
+from machxc.torch.train import train_group
 
 SAMPLES = make_samples(200, 20)
 K = SAMPLES.labels.n_labels
@@ -185,7 +186,7 @@ def test_any_learning_rate_gives_finite_weights(kind: str) -> None:
 def test_batches_are_large_where_there_are_many_samples() -> None:
     sizes = [batch_size(n) for n in (1, 200, 12_000, 100_000, 600_000, 70_000_000)]
     assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[-1]) == (training.LEAST, training.MOST)
+    assert (sizes[0], sizes[-1]) == (cost.LEAST, cost.MOST)
     assert all(size & (size - 1) == 0 for size in sizes)
 
 
@@ -229,6 +230,22 @@ def test_a_repetition_that_does_not_fit_is_an_error_that_says_what_to_do(monkeyp
     Short(monkeypatch, 0)
     with pytest.raises(MemoryBudgetError, match="cpu has no memory for a single repetition; lower 'buckets'"):
         trained(config_for("linear-bce"))
+
+
+def test_held_out_samples_are_cut_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_for("network-bce", epochs=2, validation_fraction=0.2)
+    whole, logits = trained(config, range(3)), Group.logits
+
+    def short(group: Group, batch: Any) -> Any:
+        if len(batch) > 20:
+            raise torch.OutOfMemoryError
+        return logits(group, batch)
+
+    monkeypatch.setattr(Group, "logits", short)
+    with caplog.at_level(logging.WARNING, "machxc"):
+        parts = trained(config, range(3))
+    assert "held-out samples at once: it takes" in caplog.messages[0]
+    assert all(same(whole[r], parts[r]) for r in range(3))
 
 
 # ---- checkpoints

@@ -69,11 +69,11 @@ def physical_memory() -> int:
 def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
     """The cost of training ``config`` on data of which ``facts`` were counted."""
     slots = min(config.n_features, 2**config.feature_bits)
-    rows = _rows(config, facts, slots)
+    rows = rows_of(config, facts)
     stored, repetition, beside = (_counted if config.learner == "counts" else _learnt)(config, facts, slots, rows)
     model = config.repetitions * stored + min(4 * facts.n_labels, 8 * facts.n_seen)
     return Cost(
-        data=_data(facts),
+        data=bytes_of_samples(facts),
         counting=min(4 * facts.n_labels, 32 * facts.n_pairs),
         repetition=repetition,
         stored=stored,
@@ -146,7 +146,7 @@ def _added(config: Config, facts: Facts, entries: int) -> int:
     return int(entries * min(1.0, (facts.per_sample / ALL_ADDED) ** ADDED))
 
 
-def _data(facts: Facts) -> int:
+def bytes_of_samples(facts: Facts) -> int:
     """Bytes of the samples."""
     return 8 * facts.n_values + 4 * facts.n_pairs + 16 * facts.n_samples
 
@@ -163,19 +163,20 @@ def _chunk(facts: Facts) -> int:
 
 def _beside(config: Config, facts: Facts, stored: int, kept: int) -> int:
     """What a repetition takes beside its weights: the order of samples, some of them, and copies to be stored."""
-    windowed = facts.n_samples > WINDOW or _data(facts) > WINDOW_BYTES
+    windowed = facts.n_samples > WINDOW or bytes_of_samples(facts) > WINDOW_BYTES
     order = 16 * facts.n_samples + (2 * WINDOW_BYTES if windowed else 0)
     copies = stored if config.hidden else stored + 4 * kept  # a linear model's weights are gathered in float32 first
     best = stored if config.validation_fraction else 0
     return order + _chunk(facts) + copies + best + min(CHUNK_BYTES, 64 * facts.n_samples)
 
 
-def _rows(config: Config, facts: Facts, slots: int) -> int:
+def rows_of(config: Config, facts: Facts) -> int:
     """Rows of the table: slots that enough samples use.
 
     Hashed features fall into slots as if thrown at random: the number of those of each frequency in a slot is Poisson.
     Rare features that meet in a slot may be enough together.
     """
+    slots = min(config.n_features, 1 << config.feature_bits)
     if config.n_features <= slots:
         return min(slots, facts.rows(config.min_count))
     once = (facts.n_distinct - facts.n_repeated) / slots

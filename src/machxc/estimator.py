@@ -73,8 +73,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     n_jobs : int, default=None
         Cores to train and answer with; None is 1, -1 all of them. It changes no result.
     device : str, default="cpu"
-        What trains: "cpu", the kernels, or a GPU by PyTorch: "cuda" (all of them), "cuda:1", "auto" (those that are
-        there, if any). See docs/gpu.md.
+        What trains and answers: "cpu", the kernels, or a GPU by PyTorch: "cuda" (all of them; the first answers),
+        "cuda:1", "auto" (those that are there, if any). See docs/gpu.md.
     memory_budget : int, default=None
         The bytes that training may take; what cannot fit is refused before it begins.
     verbose : bool, default=False
@@ -222,7 +222,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Either a ``budget`` or a ``deadline``, in milliseconds a query: see `Model.top_k_within`.
         """
         check_is_fitted(self)
-        ids, scores, proven = self.model_.top_k_within(
+        ids, scores, proven = self._answering().top_k_within(
             self._queries(X), check_count("k", k), budget=budget, deadline=deadline, jobs=self._jobs()
         )
         return (ids if return_ids else self.model_.names.names(ids)), scores, proven
@@ -371,7 +371,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._features(X, self.model_.config.text, self.model_.config)[0]
 
     def _model_top_k(self, features: Features, k: int, candidates: Int64 | None = None) -> tuple[Int64, Float32]:
-        return self.model_.top_k(features, k, candidates=candidates, jobs=self._jobs())
+        return self._answering().top_k(features, k, candidates=candidates, jobs=self._jobs())
+
+    def _answering(self) -> Model:
+        return self.model_.to(self.device)
 
     def _ids_of(self, candidates: Any) -> Int64:
         names = list(candidates)
@@ -388,7 +391,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         features, n_labels = self._queries(X), len(self.model_.names)
         _refuse_large(len(features), n_labels)
-        scores = self.model_.label_scores(features, np.arange(n_labels), jobs=self._jobs()).astype(np.float64)
+        scores = self._answering().label_scores(features, np.arange(n_labels), jobs=self._jobs()).astype(np.float64)
         scores[:, self.model_.label_counts == 0] = -1.0
         return scores
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from machxc.repetition.scorer import Scorer, scorer_of
 from machxc.retrieval.rows import RowRanker
 from machxc.retrieval.single import is_single
 from machxc.samples import Array, Features, Float32, Int64, UInt32
+from machxc.torch.device import answering_device
 
 log = logging.getLogger("machxc.model")
 
@@ -42,6 +44,8 @@ class Model:
     some repetitions are missing answers with those that are there, and says so in the log.
     """
 
+    _there: tuple[str, Model] | None = None  # the device that it was sent to, and what answers there
+
     def __init__(self, data: ModelData) -> None:
         if not data.repetitions:
             raise ModelError("the model has no repetition; expected at least one")
@@ -51,13 +55,35 @@ class Model:
             log.warning("answering from %d of %d repetitions", len(self._numbers), data.config.repetitions)
 
     @classmethod
-    def load(cls, path: Path | str, verify: bool = True, *, partial: bool = False) -> Model:
+    def load(cls, path: Path | str, verify: bool = True, *, partial: bool = False, device: str = "cpu") -> Model:
         """Map a model folder into memory; ``verify`` False leaves out its checksums. ModelError when it is damaged.
+
+        ``device``: what answers, see `to`.
 
         ``partial``: repetitions that are missing or damaged are left out (`n_repetitions` and `numbers` say which are
         there; the log, what is wrong with the others), as long as one is whole.
         """
-        return cls(load_model(path, verify, partial=partial))
+        answering_device(device)  # is there, or nothing is loaded
+        return cls(load_model(path, verify, partial=partial)).to(device)
+
+    def to(self, device: str) -> Model:
+        """The same model answering on a device: "cpu" (the kernels), "cuda:1", "cuda" or "auto" (the first GPU).
+
+        Its weights are copied there, once; docs/gpu.md says what is computed where. SettingError for a GPU that is not
+        there, MissingExtraError when PyTorch is asked for and missing, MemoryBudgetError when the model does not fit.
+        """
+        there = answering_device(device)
+        if there is None:
+            return self
+        if self._there is None or self._there[0] != there:
+            from machxc.torch.scorer import DeviceModel
+
+            self._there = there, DeviceModel(self, there)
+        return self._there[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is on a device, and can be copied there again."""
+        return {name: value for name, value in vars(self).items() if name != "_there"}
 
     def save(self, path: Path | str, overwrite: bool = False) -> None:
         """Write the model folder, whole or not at all; OutputError when it exists or cannot be written."""

@@ -17,6 +17,8 @@ from machxc.config import MOST_BUCKETS, Config, Settings, TextConfig
 from machxc.cost import Cost, cost_of
 from machxc.errors import DataError, MemoryBudgetError, SettingError
 from machxc.facts import Facts
+from machxc.torch.cost import SIZES, DeviceCost, device_cost
+from machxc.torch.device import TORCH_CPU
 
 MOST_LINEAR_BUCKETS = 1 << 16  # of a linear model that is learnt step by step: it computes them all
 _FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many samples for each: linear underfits
@@ -49,13 +51,17 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings, the reason for each that chose itself (by name), what they cost, and the repetitions at a time."""
+    """The settings, the reason for each that chose itself (by name), what they cost, and the repetitions at a time.
+
+    ``on_device``: what training on a device would take (None: the kernels train).
+    """
 
     config: Config
     reasons: dict[str, str]
     facts: Facts
     cost: Cost
     jobs: int
+    on_device: DeviceCost | None = None
 
     @property
     def training_bytes(self) -> int:
@@ -88,6 +94,7 @@ class Plan:
             "model_bytes": self.model_bytes,
             "serving_bytes": self.serving_bytes,
             "cpu_seconds": round(self.cpu_seconds, 1),
+            **({} if self.on_device is None else {"device": self.on_device.to_dict()}),
         }
 
     def describe(self) -> str:
@@ -103,9 +110,21 @@ class Plan:
             if name in self.reasons:
                 shown = f"{value:g}" if isinstance(value, float) else str(value).strip("()")
                 yield f"{name:<20}{shown:<17} {self.reasons[name]}"
-        yield f"{'training':<20}{_size(self.training_bytes):<17} of memory, {self.jobs} repetitions at a time"
-        yield f"{'':<20}{_duration(self.cpu_seconds):<17} of processor time, about"
+        if self.on_device is None:
+            yield f"{'training':<20}{_size(self.training_bytes):<17} of memory, {self.jobs} repetitions at a time"
+            yield f"{'':<20}{_duration(self.cpu_seconds):<17} of processor time, about"
+        else:
+            yield from self._device_lines(self.on_device)
         yield f"{'model':<20}{_size(self.model_bytes):<17} on disk, about; {_size(self.serving_bytes)} to serve"
+
+    def _device_lines(self, cost: DeviceCost) -> Iterator[str]:
+        memory = f"of {cost.device} for a repetition, and {_size(cost.step)} more for a step by {cost.batch:,} samples"
+        yield f"{'training':<20}{_size(cost.weights):<17} {memory}"
+        yield f"{'':<20}{_size(cost.host):<17} of this machine's memory"
+        yield f"{'':<20}{'not measured':<17} how long: speed on devices is in no plan yet"
+        if cost.device != TORCH_CPU:
+            fitting = ", ".join(f"{size} GB: {cost.together(size * 10**9)}" for size in SIZES)
+            yield f"{'':<20}{f'of {cost.n_repetitions} together':<17} {fitting}"
 
 
 def make_plan(
@@ -116,13 +135,15 @@ def make_plan(
     jobs: int = 1,
     memory_budget: int | None = None,
     in_memory: bool = False,
+    device: str = "cpu",
 ) -> Plan:
     """Choose every setting that is None, and say what training and serving will take.
 
     ``memory_budget``: bytes that training may take. What does not fit runs fewer repetitions at a time, then takes
     fewer feature slots, then fewer buckets, as far as these were left to choose; MemoryBudgetError with the nearest
     that fits otherwise. ``in_memory``: repetitions that are trained stay in memory, else they wait on the disk.
-    DataError when there is nothing to learn from.
+    ``device``: what is to train, for which the plan says what it takes; it changes no setting. DataError when there is
+    nothing to learn from.
     """
     if facts.n_samples == 0 or facts.n_seen == 0:
         raise DataError(f"there is nothing to learn: {facts.n_samples} samples with {facts.n_seen} labels between them")
@@ -131,7 +152,7 @@ def make_plan(
     plan = chooser.plan(max(1, jobs))
     if memory_budget is not None and plan.training_bytes > memory_budget:
         plan = _within(chooser, plan, memory_budget)
-    return plan
+    return dataclasses.replace(plan, on_device=device_cost(plan.config, facts, device))
 
 
 def within_machine(plan: Plan, memory: int) -> Plan:

@@ -52,6 +52,7 @@ from machxc.runs.locks import held, is_last, turn
 from machxc.runs.prepare import OnRead, open_or_convert, prepare
 from machxc.runs.watch import OnStatus, signs_of_life, watched
 from machxc.runs.work import RunTask, train_group_in, train_in
+from machxc.torch.device import check_device
 from machxc.torch.groups import check_trainable, dealt, group_tasks
 from machxc.training import Progress, run_counted
 
@@ -133,13 +134,18 @@ def plan_run(
     text: TextConfig | None = None,
     jobs: int = 1,
     memory_budget: int | None = None,
+    device: str = "cpu",
     reading: OnRead | None = None,
 ) -> Plan:
-    """The plan that `train_run` would follow, without training. The samples are converted in a temporary folder."""
+    """The plan that `train_run` would follow, without training. The samples are converted in a temporary folder.
+
+    ``device``: what is to train, which need not be there.
+    """
+    check_device(device)
     asked = Asked(settings or Settings(), options or ReadOptions(), text, memory_budget)
     with tempfile.TemporaryDirectory(prefix="machxc-plan-") as folder:
         dataset = open_or_convert(data, Path(folder) / DATA, asked, reading)
-        return _plan(dataset, asked, jobs)
+        return _plan(dataset, asked, jobs, device)
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,7 @@ class _Run:
             resume=self.resume,
             reading=self.tell.reading,
         )
-        plan = _plan(dataset, self.asked, self.jobs)
+        plan = _plan(dataset, self.asked, self.jobs, self.execution.device)
         check_trainable(plan.config, self.execution.device)
         if self.asked.memory_budget is None:
             plan = within_machine(plan, physical_memory())
@@ -324,9 +330,9 @@ class _Run:
         return model
 
 
-def _plan(dataset: Dataset, asked: Asked, jobs: int) -> Plan:
-    facts = facts_of(dataset.samples, text=dataset.text is not None)
-    return make_plan(facts, asked.settings, text=dataset.text, jobs=jobs, memory_budget=asked.memory_budget)
+def _plan(dataset: Dataset, asked: Asked, jobs: int, device: str) -> Plan:
+    facts, budget = facts_of(dataset.samples, text=dataset.text is not None), asked.memory_budget
+    return make_plan(facts, asked.settings, text=dataset.text, jobs=jobs, memory_budget=budget, device=device)
 
 
 @contextlib.contextmanager

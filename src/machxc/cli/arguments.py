@@ -28,6 +28,8 @@ FORMATS = ("xmc", "svmlight", "jsonl", "csv", "tsv", "parquet", "store")  # as i
 DATA = "samples: XMC-repository text, svmlight, JSON Lines, CSV, TSV or Parquet (.gz and .zst too), a converted store, "
 DATA += "or - for standard input"
 
+DEVICE = "what answers: cpu (default), auto (a GPU if there is one), cuda (the first) or cuda:1 (that one)"
+
 # setting -> how its value is called, and what it is
 SETTINGS = {
     "learner": (None, "gradient: weights are learnt step by step; counts: from how often features meet buckets"),
@@ -106,6 +108,11 @@ def add_jobs(parser: _ActionsContainer) -> None:
     parser.add_argument(
         "--jobs", type=positive, metavar="J", default=available_cores(), help="threads (default: all cores)"
     )
+
+
+def add_device(parser: _ActionsContainer) -> None:
+    """``--device`` that answers."""
+    parser.add_argument("--device", metavar="DEVICE", default="cpu", help=DEVICE)
 
 
 def add_top_k(parser: ArgumentParser) -> None:

@@ -41,6 +41,7 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
         help = f"parameter {name.upper()} of the propensities (default: {default})"
         parser.add_argument(f"--propensity-{name}", type=float, metavar=name.upper(), default=default, help=help)
     common.add_estimator(parser)
+    common.add_device(parser)
     common.add_jobs(parser)
     common.add_json(parser)
     common.add_reading(parser)
@@ -54,7 +55,7 @@ def run(arguments: Namespace, console: Console) -> None:
     from machxc.model import Model
 
     tell_of_compiling(console, ANSWERING)
-    model, begin = Model.load(arguments.model), time.perf_counter()
+    model, begin = Model.load(arguments.model, device=arguments.device), time.perf_counter()
     with console.progress("evaluating", "B") as progress:
         metrics = evaluate(
             model,

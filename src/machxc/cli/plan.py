@@ -22,6 +22,10 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
     )
     parser.add_argument("data", metavar="DATA", help=common.DATA)
     common.add_json(parser)
+    device = (
+        "say what training on that takes, as cuda: memory on the device and beside it, and what fits (default: cpu)"
+    )
+    parser.add_argument("--device", metavar="DEVICE", default="cpu", help=device)
     common.add_settings(parser)
     common.add_text(parser)
     common.add_reading(parser)
@@ -41,6 +45,7 @@ def run(arguments: Namespace, console: Console) -> None:
             text=text,
             jobs=arguments.jobs,
             memory_budget=arguments.memory,
+            device=arguments.device,
             reading=reading,
         )
     if arguments.json:

@@ -40,6 +40,7 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
     bound.add_argument(
         "--deadline", type=common.milliseconds, metavar="MS", help="the same, in about so many milliseconds a query"
     )
+    common.add_device(parser)
     common.add_jobs(parser)
     common.add_json(parser)
     common.add_reading(parser, labels=False)
@@ -53,7 +54,7 @@ def run(arguments: Namespace, console: Console) -> None:
     from machxc.prediction import predict
 
     tell_of_compiling(console, ANSWERING)
-    model, begin = Model.load(arguments.model), time.perf_counter()
+    model, begin = Model.load(arguments.model, device=arguments.device), time.perf_counter()
     candidates = common.candidates(arguments, model.names)
     with console.progress("predicting", "B") as progress:
         n_samples = predict(

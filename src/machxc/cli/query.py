@@ -30,6 +30,7 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="a model folder, trained on texts")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text; - for the lines of standard input")
     common.add_top_k(parser)
+    common.add_device(parser)
     common.add_jobs(parser)
     parser.add_argument(
         "--json", action="store_true", help='an object a text: {"text": ..., "labels": [...], "scores": [...]}'
@@ -45,7 +46,7 @@ def run(arguments: Namespace, console: Console) -> None:
     from machxc.model import Model
     from machxc.prediction import check_takes_texts
 
-    model = Model.load(arguments.model)
+    model = Model.load(arguments.model, device=arguments.device)
     check_takes_texts(model)
     tell_of_compiling(console, ANSWERING)
     answers = _Answers(arguments, console, model, several=from_input or len(arguments.texts) > 1)

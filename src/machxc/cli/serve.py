@@ -64,6 +64,7 @@ def _add_address(parser: ArgumentParser) -> None:
 def _add_work(parser: ArgumentParser) -> None:
     defaults = ServerSettings()
     group = parser.add_argument_group("how work is done")
+    common.add_device(group)
     group.add_argument("--threads", type=common.positive, metavar="T", default=1, help="that score (default: 1)")
     group.add_argument(
         "--batch", type=common.positive, default=defaults.batch, metavar="N", help="queries scored together, at most"
@@ -121,6 +122,7 @@ def server_settings(arguments: Namespace) -> ServerSettings:
         host=arguments.host,
         port=arguments.port,
         api_key=None if arguments.no_api_key else _api_key(arguments.api_key_file),
+        device=arguments.device,
         threads=arguments.threads,
         batch=arguments.batch,
         window=arguments.window / 1000,

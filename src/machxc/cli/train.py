@@ -154,9 +154,10 @@ def _check_test(arguments: Namespace, options: ReadOptions) -> None:
 def _test(arguments: Namespace, options: ReadOptions, model: Model, console: Console) -> dict[str, float]:
     from machxc.evaluation import evaluate
 
+    here = model if arguments.executor == "ray" else model.to(arguments.device)  # a cluster's devices are elsewhere
     with console.progress("evaluating", "B") as progress:
         metrics = evaluate(
-            model, arguments.test, options=options, unknown_labels="count", jobs=arguments.jobs, progress=progress
+            here, arguments.test, options=options, unknown_labels="count", jobs=arguments.jobs, progress=progress
         )
     if not arguments.json:
         console.out(metrics_table(metrics))

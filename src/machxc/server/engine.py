@@ -61,9 +61,12 @@ class Engine:
         self.facts = self._facts()
 
     @classmethod
-    def load(cls, path: Path, number: int = 1) -> Engine:
-        """Load a model, without its damaged repetitions, and answer a query with it. ModelError when there is none."""
-        engine = cls(Model.load(path, partial=True), path, number)
+    def load(cls, path: Path, number: int = 1, device: str = "cpu") -> Engine:
+        """Load a model, without its damaged repetitions, and answer a query with it. ModelError when there is none.
+
+        ``device``: what answers; errors as `Model.to`.
+        """
+        engine = cls(Model.load(path, partial=True, device=device), path, number)
         for options in (Options(), Options(explain=True)):
             engine.answer([engine.probe], [options])
         return engine

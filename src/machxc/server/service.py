@@ -65,7 +65,8 @@ class Service:
         """Read the model folder again; requests go on meanwhile. False: it cannot be used, and the model stays."""
         async with self._reloading:
             try:
-                engine = await asyncio.to_thread(Engine.load, self.engine.path, self.engine.number + 1)
+                path, number, device = self.engine.path, self.engine.number + 1, self.settings.device
+                engine = await asyncio.to_thread(Engine.load, path, number, device)
             except MachxcError as error:
                 log.error("the model was not reloaded, the previous one goes on: %s", error)
                 self.telemetry.reload("failed")
@@ -96,5 +97,5 @@ class Service:
 
 
 def load_service(path: Path, settings: ServerSettings) -> Service:
-    """Load a model to be served. ModelError when the folder has none."""
-    return Service(Engine.load(path), settings)
+    """Load a model to be served. ModelError when the folder has none; errors of its device as `Model.to`."""
+    return Service(Engine.load(path, device=settings.device), settings)

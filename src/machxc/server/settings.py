@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, fields
 
 from machxc.errors import SettingError
+from machxc.torch.device import check_device
 
 # name -> lowest, highest
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -31,9 +32,10 @@ class ServerSettings:
     """What may be set of a server. SettingError when a value is out of `BOUNDS`.
 
     ``host``, ``port`` (0: any that is free); ``api_key``: what requests must show (None: nothing).
-    ``threads`` that score; ``batch``: queries scored in one step, at most; ``window``: seconds that the next batch of a
-    busy server waits to fill; ``queue``: queries that may wait; ``deadline``: seconds in which a request is answered;
-    ``drain``: seconds that the server goes on accepting requests after it was told to end, while they come.
+    ``device``: what answers, see `machxc.torch.device`; ``threads`` that score; ``batch``: queries scored in one step,
+    at most; ``window``: seconds that the next batch of a busy server waits to fill; ``queue``: queries that may wait;
+    ``deadline``: seconds in which a request is answered; ``drain``: seconds that the server goes on accepting requests
+    after it was told to end, while they come.
     Limits of a request: ``max_body`` bytes, ``max_queries``, ``max_top_k`` labels, ``max_text`` characters of a query,
     ``max_candidates`` labels, ``max_explained`` queries that are explained. ``examples``: queries that the page offers.
     """
@@ -41,6 +43,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
+    device: str = "cpu"
     threads: int = 1
     batch: int = 32
     window: float = 0.001
@@ -56,6 +59,7 @@ class ServerSettings:
     examples: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         for field in fields(self):
             if field.name in BOUNDS:
                 _check(field.name, getattr(self, field.name), whole=field.type == "int")

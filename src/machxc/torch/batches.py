@@ -34,7 +34,8 @@ class Batch:
     """n samples as tensors of a device, as they are stored: neither features nor labels are hashed.
 
     ``offsets`` int64 [n + 1], ``ids`` int64 [m] and ``values`` float32 [m]: features; ``label_offsets`` int64 [n + 1],
-    ``labels`` int64 [l]; ``weights`` float32 [n]; ``first``: how many feature values came before, in this epoch.
+    ``labels`` int64 [l]; ``weights`` float32 [n]; ``first``: how many feature values came before, in this epoch;
+    ``at_a_time``: of how many samples there should be more in memory than that (0: of all).
     """
 
     offsets: Tensor
@@ -44,9 +45,32 @@ class Batch:
     labels: Tensor
     weights: Tensor
     first: int = 0
+    at_a_time: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it has more samples than should be computed with at a time."""
+        return 0 < self.at_a_time < len(self)
+
+    def parts(self) -> Iterator[tuple[slice, Batch]]:
+        """As many samples as should be computed with at a time: where they are in the batch, and the batch of them."""
+        for start in range(0, len(self), self.at_a_time or max(1, len(self))):
+            rows = slice(start, min(start + (self.at_a_time or len(self)), len(self)))
+            yield rows, self._part(rows)
+
+    def _part(self, rows: slice) -> Batch:
+        values, labels = (
+            slice(*offsets[[rows.start, rows.stop]].tolist()) for offsets in (self.offsets, self.label_offsets)
+        )
+        ends = slice(rows.start, rows.stop + 1)
+        return Batch(
+            self.offsets[ends] - values.start, self.ids[values], self.values[values],
+            self.label_offsets[ends] - labels.start, self.labels[labels], self.weights[rows],
+            self.first + values.start, self.at_a_time,
+        )  # fmt: skip
 
 
 def batch_of(samples: Samples, device: str, first: int = 0) -> Batch:

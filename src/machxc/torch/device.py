@@ -60,6 +60,14 @@ def devices_of(name: str) -> tuple[str, ...]:
     return _gpus(name, torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
+def answering_device(name: str) -> str | None:
+    """The device of PyTorch that answers where ``name`` is asked for: the first that it stands for; None: the kernels.
+
+    Errors as `devices_of`.
+    """
+    return next(iter(devices_of(name)), None)
+
+
 def _gpus(name: str, there: int) -> tuple[str, ...]:
     if name == "auto" or (name == "cuda" and there):
         return tuple(f"cuda:{i}" for i in range(there))
@@ -67,6 +75,6 @@ def _gpus(name: str, there: int) -> tuple[str, ...]:
     if number >= there:
         raise SettingError(
             f"PyTorch sees {there} GPU{'' if there == 1 else 's'} on this machine, numbered from 0. "
-            f"Got device={name!r}; expected one of these, or auto or cpu to train on the processor"
+            f"Got device={name!r}; expected one of these, or auto or cpu to compute on the processor"
         )
     return (name,)

@@ -75,7 +75,15 @@ class GroupEncoder:
         return slice(self.starts[i], self.starts[i + 1])
 
     def __call__(self, batch: Batch, part: slice, epoch: int | None = None) -> Rows:
-        """The rows of a batch in the repetitions ``part`` of the group; ``epoch``: of training, with its dropout."""
+        """The rows of a batch in the repetitions ``part`` of the group; ``epoch``: of training, with its dropout.
+
+        The same whether or not the batch is cut, which it is for a single repetition only.
+        """
+        if not batch.is_cut:
+            return self._encode(batch, part, epoch)
+        return _one_after_the_other([self._encode(piece, part, epoch) for _, piece in batch.parts()])
+
+    def _encode(self, batch: Batch, part: slice, epoch: int | None) -> Rows:
         slots = self._slots_of(batch.ids, part)
         rows = torch.gather(self._slots[part], 1, slots).to(torch.int64)
         kept = rows >= 0
@@ -124,6 +132,17 @@ class GroupEncoder:
         torch.cumsum(kept.reshape(-1), 0, out=before[1:])
         offsets = before[_all_offsets(batch.offsets, groups, m)[:-1]]
         return Rows(offsets, rows[kept], scaled[kept], bags)
+
+
+def _one_after_the_other(parts: list[Rows]) -> Rows:
+    """The rows of a batch from those of its parts."""
+    n_rows, n_bags = (np.cumsum([0, *(len(getattr(each, name)) for each in parts)]) for name in ("rows", "offsets"))
+    return Rows(
+        torch.cat([each.offsets + int(n) for each, n in zip(parts, n_rows, strict=False)]),
+        torch.cat([each.rows for each in parts]),
+        torch.cat([each.weights for each in parts]),
+        torch.cat([each.bags + int(n) for each, n in zip(parts, n_bags, strict=False)]),
+    )
 
 
 class GroupTargets:

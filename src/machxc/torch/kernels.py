@@ -20,18 +20,30 @@ if TYPE_CHECKING:
 WIDEST = 8192  # numbers of a row that one program holds
 
 
-def softmax_(z: Tensor, weights: Tensor) -> Tensor:
-    """z [m, B] = weight * softmax(z) in place; returns the logarithm of what it divides by: float32 [m]."""
+def softmax_(z: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """z [m, B] = weight * softmax(z) in place; returns the logarithm of what it divides by: float32 [m].
+
+    ``bias`` float32 [G, B]: added to z first, each row to m / G rows of it.
+    """
     normalisers = torch.empty(len(z), dtype=torch.float32, device=z.device)
     if len(z):
-        _softmax[(len(z),)](z, weights, normalisers, z.shape[1], BLOCK=_block(z.shape[1]))
+        block = _block(z.shape[1])
+        of_bias, each = _bias(bias, weights, len(z))
+        _softmax[(len(z),)](
+            z, of_bias, weights, normalisers, each, z.shape[1], BIAS=bias is not None, BLOCK=block,
+            num_warps=_warps(block),
+        )  # fmt: skip
     return normalisers
 
 
-def sigmoid_(z: Tensor, weights: Tensor) -> None:
-    """z [m, B] = weight * sigmoid(z) in place."""
+def sigmoid_(z: Tensor, weights: Tensor, bias: Tensor | None = None) -> None:
+    """z [m, B] = weight * sigmoid(z) in place; ``bias`` as in `softmax_`."""
     if len(z):
-        _sigmoid[(len(z),)](z, weights, z.shape[1], BLOCK=_block(z.shape[1]))
+        block = _block(z.shape[1])
+        of_bias, each = _bias(bias, weights, len(z))
+        _sigmoid[(len(z),)](
+            z, of_bias, weights, each, z.shape[1], BIAS=bias is not None, BLOCK=block, num_warps=_warps(block)
+        )
 
 
 def step_rows(
@@ -45,17 +57,21 @@ def step_rows(
     """
     if len(used):
         width = weights.shape[1]
+        block = triton.next_power_of_2(width)
+        of_bags = max(1, min(8, WIDEST // block))
         _step_rows[(len(used),)](
-            weights, squares, used, ends, bags, shares, gradient, rate, width, BLOCK=triton.next_power_of_2(width)
-        )
+            weights, squares, used, ends, bags, shares, gradient, rate, width, BLOCK=block, BAGS=of_bags,
+            num_warps=_warps(block * of_bags // 2),
+        )  # fmt: skip
 
 
 def step_outputs(weights: Tensor, squares: Tensor, gradient: Tensor, copy: Tensor, rate: float) -> None:
     """A step of the rows of ``weights`` float32 [m, H] by ``gradient`` [m, H], taken over into ``copy`` [m, H]."""
     if len(weights):
         width = weights.shape[1]
+        block = triton.next_power_of_2(width)
         _step_outputs[(len(weights),)](
-            weights, squares, gradient, copy, rate, width, BLOCK=triton.next_power_of_2(width)
+            weights, squares, gradient, copy, rate, width, BLOCK=block, num_warps=_warps(block)
         )
 
 
@@ -70,7 +86,8 @@ def sift(
     float32 [n]. ``counts`` int32 [n]: how many each query has, also where ``found`` int64 [n, c] has no room for all.
     """
     n_repetitions, n_buckets, n = values.shape
-    of_labels, of_queries = 64, min(32, triton.next_power_of_2(n))
+    of_queries = min(32, triton.next_power_of_2(n))
+    of_labels = min(512, 2048 // of_queries)  # as many scores a program, or what hashes leave of its registers
     grid = (triton.cdiv(stop - start, of_labels), triton.cdiv(n, of_queries))
     _sift[grid](
         values, parameters, thresholds, counts, found, counts if seen is None else seen, start, stop, n, found.shape[1],
@@ -79,8 +96,18 @@ def sift(
     )  # fmt: skip
 
 
+def _bias(bias: Tensor | None, instead: Tensor, m: int) -> tuple[Tensor, int]:
+    """Biases, or something in their place, and how many rows of m each of them is for."""
+    return (instead, m) if bias is None else (bias, m // len(bias))
+
+
 def _block(n: int) -> int:
     return min(4096, int(triton.next_power_of_2(n)))
+
+
+def _warps(block: int) -> int:
+    """Warps of a program, so that a thread has 16 numbers: with more, fewer programs have registers at a time."""
+    return max(4, min(16, block // 512))
 
 
 def _jit(function: Callable[..., None]) -> Any:
@@ -89,16 +116,26 @@ def _jit(function: Callable[..., None]) -> Any:
 
 @_jit
 def _softmax(
-    z: tl.tensor, weights: tl.tensor, normalisers: tl.tensor, n_buckets: tl.tensor, BLOCK: tl.constexpr
+    z: tl.tensor,
+    bias: tl.tensor,
+    weights: tl.tensor,
+    normalisers: tl.tensor,
+    n: tl.tensor,
+    n_buckets: tl.tensor,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     start = z + row * n_buckets
+    added = bias + (row // n) * n_buckets
     columns = tl.arange(0, BLOCK)
     top = tl.full((BLOCK,), -3.0e38, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, n_buckets, BLOCK):  # each lane has its own largest logit, and sum of what is below it
         mask = first + columns < n_buckets
         x = tl.load(start + first + columns, mask=mask, other=-3.0e38).to(tl.float32)
+        if BIAS:
+            x += tl.load(added + first + columns, mask=mask, other=0.0)
         higher = tl.maximum(top, x)
         total = total * tl.exp(top - higher) + tl.where(mask, tl.exp(x - higher), 0.0)
         top = higher
@@ -109,18 +146,31 @@ def _softmax(
     for first in range(0, n_buckets, BLOCK):
         mask = first + columns < n_buckets
         x = tl.load(start + first + columns, mask=mask, other=0.0).to(tl.float32)
+        if BIAS:
+            x += tl.load(added + first + columns, mask=mask, other=0.0)
         tl.store(start + first + columns, (weight * tl.exp(x - normaliser)).to(z.dtype.element_ty), mask=mask)
 
 
 @_jit
-def _sigmoid(z: tl.tensor, weights: tl.tensor, n_buckets: tl.tensor, BLOCK: tl.constexpr) -> None:
+def _sigmoid(
+    z: tl.tensor,
+    bias: tl.tensor,
+    weights: tl.tensor,
+    n: tl.tensor,
+    n_buckets: tl.tensor,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     row = tl.program_id(0).to(tl.int64)
     start = z + row * n_buckets
+    added = bias + (row // n) * n_buckets
     columns = tl.arange(0, BLOCK)
     weight = tl.load(weights + row)
     for first in range(0, n_buckets, BLOCK):
         mask = first + columns < n_buckets
         x = tl.load(start + first + columns, mask=mask, other=0.0).to(tl.float32)
+        if BIAS:
+            x += tl.load(added + first + columns, mask=mask, other=0.0)
         odds = tl.exp(-tl.abs(x))
         share = tl.where(x >= 0.0, 1.0, odds) / (1.0 + odds)
         tl.store(start + first + columns, (weight * share).to(z.dtype.element_ty), mask=mask)
@@ -138,6 +188,7 @@ def _step_rows(
     rate: tl.tensor,
     width: tl.tensor,
     BLOCK: tl.constexpr,
+    BAGS: tl.constexpr,
 ) -> None:
     i = tl.program_id(0)
     row = tl.load(used + i)
@@ -146,9 +197,12 @@ def _step_rows(
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     total = tl.zeros((BLOCK,), tl.float32)
-    for j in range(first, last):
-        part = tl.load(gradient + tl.load(bags + j) * width + columns, mask=mask, other=0.0)
-        total += tl.load(shares + j) * part.to(tl.float32)
+    for start in range(first, last, BAGS):  # some at a time: a row that all samples have would wait for each in turn
+        j = start + tl.arange(0, BAGS)
+        there = j < last
+        places = tl.load(bags + j, mask=there, other=0)[:, None] * width + columns[None, :]
+        part = tl.load(gradient + places, mask=there[:, None] & mask[None, :], other=0.0).to(tl.float32)
+        total += tl.sum(tl.load(shares + j, mask=there, other=0.0)[:, None] * part, 0)
     square = tl.load(squares + row) + tl.sum(total * total, 0)
     tl.store(squares + row, square)
     scale = tl.where(square > 0.0, rate / tl.sqrt(tl.where(square > 0.0, square, 1.0)), 0.0)

@@ -46,34 +46,57 @@ class Table:
             return torch.zeros((len(rows.offsets), self.weights.shape[1]), device=self.weights.device)
         return embedding_bag(rows.rows, self.weights, rows.offsets, mode="sum", per_sample_weights=rows.weights)
 
-    def step(self, rows: Rows, gradient: Tensor, rate: float) -> None:
+    def step(self, turned: Turned, gradient: Tensor, rate: float) -> None:
         """A step by the gradient of each bag's sum [G n, W].
 
-        The batch turned round: for each row that it has, the bags that have the row. Their gradients are gathered and
-        added up in the order of the bags: no two threads add to the same number, and the sum is the same every time.
+        For each row the gradients of its bags are gathered and added up in their order: no two threads add to the same
+        number, and the sum is the same every time.
         """
-        if not len(rows.rows):
+        if not len(turned.used):
             return
-        by_row, order = torch.sort(rows.rows, stable=True)
-        used, counts = torch.unique_consecutive(by_row, return_counts=True)
-        ends = torch.cumsum(counts, 0)
-        bags, weights = rows.bags[order], rows.weights[order]
         kernels = kernels_for(gradient)
         if kernels is not None and self.width <= kernels.WIDEST:
-            kernels.step_rows(self.weights, self.squares, used, ends, bags, weights, gradient, rate)
-            return
-        weights = weights.to(gradient.dtype)
-        for some, first, last in _parts(ends, gradient.shape[1]):
-            offsets = ends[some] - counts[some] - first
-            sums = embedding_bag(
-                bags[first:last], gradient, offsets, mode="sum", per_sample_weights=weights[first:last]
+            kernels.step_rows(
+                self.weights, self.squares, turned.used, turned.ends, turned.bags, turned.weights, gradient, rate
             )
-            self._move(used[some], sums.float(), rate)
+            return
+        weights = turned.weights.to(gradient.dtype)
+        for some, first, last in _parts(turned.ends, gradient.shape[1]):
+            sums = embedding_bag(
+                turned.bags[first:last],
+                gradient,
+                turned.ends[some] - turned.counts[some] - first,
+                mode="sum",
+                per_sample_weights=weights[first:last],
+            )
+            self._move(turned.used[some], sums.float(), rate)
 
     def _move(self, used: Tensor, gradient: Tensor, rate: float) -> None:
         squares = self.squares[used] + gradient.square().sum(dim=1)
         self.squares[used] = squares
         self.weights.index_add_(0, used, gradient.mul_(-rate * _inverse_root(squares)[:, None]))
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A batch turned round: for each row that it has, the bags that have the row.
+
+    ``used`` int64 [u]: these rows, rising; ``counts`` and ``ends`` int64 [u]: how many bags each has, and where they
+    end; ``bags`` int64 [e], rising for each row, and ``weights`` float32 [e] of the row in them.
+    """
+
+    used: Tensor
+    counts: Tensor
+    ends: Tensor
+    bags: Tensor
+    weights: Tensor
+
+
+def turned(rows: Rows) -> Turned:
+    """Rows by row instead of by bag."""
+    by_row, order = torch.sort(rows.rows, stable=True)
+    used, counts = torch.unique_consecutive(by_row, return_counts=True)
+    return Turned(used, counts, torch.cumsum(counts, 0), rows.bags[order], rows.weights[order])
 
 
 def _parts(ends: Tensor, width: int) -> Iterator[tuple[slice, int, int]]:
@@ -96,6 +119,10 @@ class Bias:
     def views(self, i: int, name: str) -> dict[str, Tensor]:
         """The part of the i-th repetition, by the ``name`` of the bias."""
         return {name: self.weights[i], f"{name}_square": self.squares[i : i + 1]}
+
+    def late(self, part: slice, z: Tensor) -> Tensor | None:
+        """The biases, where the loss's kernels add them to the logits ``z``: one pass less over all of these."""
+        return self.weights[part] if kernels_for(z) is not None else None
 
     def step(self, part: slice, gradient: Tensor, rate: float) -> None:
         """A step of the repetitions ``part`` by their gradients float32 [g, W]."""
@@ -160,14 +187,26 @@ class Output(Dense):
         """The part of the i-th repetition."""
         return {**super().views(i, name), **self.bias.views(i, "bias")}
 
-    def logits(self, part: slice, hidden: Tensor) -> Tensor:
-        """Bucket scores [g, n, B] of hidden units [g, n, H], both of ``dtype``."""
+    def logits(self, part: slice, hidden: Tensor, *, late: bool = False) -> Tensor:
+        """Bucket scores [g, n, B] of hidden units [g, n, H], both of ``dtype``; ``late``: without `Bias.late`."""
+        if late and self.bias.late(part, hidden) is not None:
+            return torch.bmm(hidden, self._copy[part].transpose(1, 2))
         bias = self.bias.weights[part, None].to(self.dtype)
         return torch.baddbmm(bias, hidden, self._copy[part].transpose(1, 2))
 
     def all_gradients(self, part: slice, hidden: Tensor, gradient: Tensor) -> OutputGradients:
         """From the gradient of the logits [g, n, B]: those of hidden units, weights and biases."""
         return OutputGradients(*self.gradients(part, hidden, gradient), gradient.sum(dim=1, dtype=torch.float32))
+
+    def add(self, part: slice, hidden: Tensor, gradient: Tensor, before: OutputGradients) -> OutputGradients:
+        """`gradients` of more samples: those of weights and biases are added to what was ``before``, in its place.
+
+        The sum of weights is rounded to ``dtype`` once more.
+        """
+        before.weights.baddbmm_(gradient.transpose(1, 2), hidden)
+        before.bias.add_(gradient.sum(dim=1, dtype=torch.float32))
+        of_hidden = torch.bmm(gradient, self._copy[part])
+        return OutputGradients(torch.cat([before.hidden, of_hidden], dim=1), before.weights, before.bias)
 
     def step(self, part: slice, gradients: OutputGradients, rate: float) -> None:
         """A step of the repetitions ``part``."""

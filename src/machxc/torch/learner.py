@@ -6,9 +6,9 @@ the learners of the kernels, which start it, store it, and keep its checkpoints.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,14 +22,13 @@ from machxc.repetition.encode import Encoder
 from machxc.samples import Array
 from machxc.torch.batches import Batch
 from machxc.torch.encode import GroupEncoder, GroupTargets
-from machxc.torch.layers import Bias, Output, Table
+from machxc.torch.layers import Bias, Output, OutputGradients, Table, turned
 from machxc.torch.loss import gradient_
+from machxc.torch.memory import give_back, tell_of
 from machxc.torch.trunk import DeepTrunk, SparseTrunk, Step, Trunk, Views
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-log = logging.getLogger("machxc.torch")
 
 
 class Group(ABC):
@@ -42,10 +41,16 @@ class Group(ABC):
         self.config, self.numbers, self.device = config, list(numbers), device
         self.targets = GroupTargets(config, partition, numbers, device)
         self._at_a_time = len(self.numbers)  # repetitions that a step computes at a time: fewer when memory is short
+        self._samples = 0  # and once a single one was too many: samples of a batch; 0: all
+
+    @property
+    @abstractmethod
+    def _bias(self) -> Bias:
+        """Of the buckets."""
 
     @abstractmethod
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        """Bucket scores [g, n, B], and what `_step` needs to know of them."""
+        """Bucket scores [g, n, B] (in training without `Bias.late`), and what `_step` needs to know of them."""
 
     @abstractmethod
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
@@ -58,14 +63,17 @@ class Group(ABC):
     def train(self, batch: Batch, rate: float, epoch: int) -> Tensor:
         """A step by a batch; the summed loss of each repetition before it: float32 [G], on the device.
 
-        A step that finds no memory on the device is taken by fewer repetitions at a time, to the same result.
+        A step that finds no memory on the device is taken by fewer repetitions at a time, to the same result; where a
+        single one is too many, the samples are cut, and their gradients added up before the step.
         """
         losses, at = [], 0
+        batch = replace(batch, at_a_time=self._samples)
         while at < len(self.numbers):
             part = slice(at, min(at + self._at_a_time, len(self.numbers)))
             found = self._try(batch, part, rate, epoch)
             if found is None:
                 self._make_room(len(batch))
+                batch = replace(batch, at_a_time=self._samples)
                 continue
             losses.append(found)
             at = part.stop
@@ -98,24 +106,34 @@ class Group(ABC):
         """A step of some repetitions; None when the device has no memory for it, and nothing has changed."""
         with torch.no_grad():
             try:
-                logits, known = self._logits(batch, part, epoch)
-                losses = gradient_(logits, self.targets(batch, part), softmax=self.config.loss == "softmax")
-                step = self._step(known, part, logits, rate)
+                losses, step = self._learn(batch, part, rate, epoch)
             except torch.OutOfMemoryError:
-                if part.stop - part.start == 1:
+                if part.stop - part.start == 1 and min(len(batch), batch.at_a_time or len(batch)) == 1:
                     raise
                 return None
             step()
         return losses
 
+    def _learn(self, batch: Batch, part: slice, rate: float, epoch: int) -> tuple[Tensor, Step]:
+        """The losses of some repetitions, and what takes their step. All that takes much memory is done before that."""
+        logits, known = self._logits(batch, part, epoch)
+        losses = self._to_gradient(logits, batch, part)
+        return losses, self._step(known, part, logits, rate)
+
+    def _to_gradient(self, logits: Tensor, batch: Batch, part: slice) -> Tensor:
+        """Replace logits by the loss's gradient; the losses."""
+        bias, softmax = self._bias.late(part, logits), self.config.loss == "softmax"
+        return gradient_(logits, self.targets(batch, part), softmax=softmax, bias=bias)
+
     def _make_room(self, n: int) -> None:
-        before, self._at_a_time = self._at_a_time, self._at_a_time // 2
-        log.warning(
-            "%s has no memory for a step of %d repetitions by %d samples: it takes %d at a time from here on",
-            self.device, before, n, self._at_a_time,
-        )  # fmt: skip
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        if self._at_a_time > 1:
+            before, self._at_a_time = self._at_a_time, self._at_a_time // 2
+            what, now = f"{before} repetitions by {n} samples", f"takes {self._at_a_time}"
+        else:
+            before, self._samples = self._samples or n, min(self._samples or n, n) // 2
+            what, now = f"a repetition by {min(before, n)} samples", f"cuts the samples, {self._samples}"
+        tell_of(self.device, f"a step of {what}: it {now} at a time from here on")
+        give_back(self.device)
 
 
 class LinearGroup(Group):
@@ -132,13 +150,19 @@ class LinearGroup(Group):
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
         rows = self.encoder(batch, part, epoch)
         sums = self.table.sums(rows).view(-1, len(batch), self.config.buckets)
-        return sums.add_(self.bias.weights[part, None]), rows
+        if epoch is None or self.bias.late(part, sums) is None:
+            sums.add_(self.bias.weights[part, None])
+        return sums, rows
+
+    @property
+    def _bias(self) -> Bias:
+        return self.bias
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
-        of_bias = gradient.sum(dim=1)
+        of_bias, rows = gradient.sum(dim=1), turned(known)
 
         def step() -> None:
-            self.table.step(known, gradient.view(-1, self.config.buckets), rate)
+            self.table.step(rows, gradient.view(-1, self.config.buckets), rate)
             self.bias.step(part, of_bias, rate)
 
         return step
@@ -168,11 +192,33 @@ class NetworkGroup(Group):
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
         hidden, known = self.trunk.forward(batch, part, epoch)
         hidden = hidden.to(self.output.dtype)
-        return self.output.logits(part, hidden), (hidden, known)
+        return self.output.logits(part, hidden, late=epoch is not None), (hidden, known)
+
+    @property
+    def _bias(self) -> Bias:
+        return self.output.bias
+
+    def _learn(self, batch: Batch, part: slice, rate: float, epoch: int) -> tuple[Tensor, Step]:
+        if not batch.is_cut:
+            return super()._learn(batch, part, rate, epoch)
+        hidden, known = self.trunk.forward(batch, part, epoch)
+        hidden, losses, gradients = hidden.to(self.output.dtype), [], None
+        for rows, piece in batch.parts():
+            logits = self.output.logits(part, hidden[:, rows], late=True)
+            losses.append(self._to_gradient(logits, piece, part))
+            if gradients is None:
+                gradients = self.output.all_gradients(part, hidden[:, rows], logits)
+            else:
+                gradients = self.output.add(part, hidden[:, rows], logits, gradients)
+        assert gradients is not None
+        return torch.stack(losses).sum(dim=0), self._step_by(gradients, known, part, rate)
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         hidden, of_trunk = known
-        gradients = self.output.all_gradients(part, hidden, gradient)
+        return self._step_by(self.output.all_gradients(part, hidden, gradient), of_trunk, part, rate)
+
+    def _step_by(self, gradients: OutputGradients, of_trunk: Any, part: slice, rate: float) -> Step:
+        """What takes a step. It holds no logits: others have their room."""
         step_trunk = self.trunk.backward(of_trunk, part, gradients.hidden, rate)
 
         def step() -> None:

@@ -6,22 +6,26 @@ Sums are float32, of the weights that are stored, as the kernels': scores agree 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
 from machxc.config import Config
+from machxc.errors import MemoryBudgetError
 from machxc.model import Model
 from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import encoder_of
 from machxc.repetition.stored import unpack
-from machxc.samples import Array, Features, Float32, Int64, Labels, Samples
+from machxc.retrieval import check_settings
+from machxc.samples import MAX_LABELS, Array, Features, Float32, Int64, Labels, Samples
 from machxc.torch.batches import batch_of
 from machxc.torch.device import on
 from machxc.torch.encode import GroupEncoder, Rows
+from machxc.torch.memory import free_bytes, in_parts
 from machxc.torch.top_k import top_k
 from machxc.torch.trunk import StoredUnits
 
@@ -29,47 +33,118 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ENTRIES = 1 << 24  # stored weights that are gathered at a time: 0.3 GB
-_SKETCH_BYTES = 1 << 28  # sketches of a block of queries
+_HERE = 1 << 28  # bytes that a block of queries may take on a processor
+_SHARE = 4  # of a GPU's free memory, a block of queries may take one
+_ROOM = 1 << 10  # bytes that the search takes for each label of an answer
 
 Tensors = Mapping[str, Array]
 
 
-class DeviceModel:
-    """A model that answers on a device of PyTorch ("cuda:0", or "cpu"), with weights that are copied there once."""
+class DeviceModel(Model):
+    """A model that answers on a device of PyTorch ("cuda:0", or "cpu"), with weights that are copied there once.
+
+    Sketches and `top_k` are computed on the device; from its sketches the kernels find answers in bounded time, and the
+    scores of given labels. Scores are within 1e-3 relative of the model's, and labels are the same but where scores are
+    as near. Queries are answered in blocks that the device has memory for; ``jobs`` make no difference to `top_k`.
+    MemoryBudgetError when the device has no memory for the model.
+    """
 
     def __init__(self, model: Model, device: str) -> None:
+        self._data, self._numbers = model.data, model.numbers  # which are missing was said when the model was made
         self._model, self._device = model, device
         tensors = [model.data.repetitions[r] for r in model.numbers]
-        self._scorer = GroupScorer(model.config, tensors, model.numbers, device)
+        with self._memory("the model"), on(device):
+            self._scorer = GroupScorer(model.config, tensors, model.numbers, device)
+            self._seen_there = _on(self.seen, device)
+        self._most = MAX_LABELS  # queries at a time: fewer once the device had no memory for as many
 
-    def top_k(self, features: Features, k: int = 10, *, estimator: str | None = None) -> tuple[Int64, Float32]:
-        """The k best labels of each query, as `machxc.model.Model.top_k`: ids int64 [n, k] and scores float32 [n, k].
+    def sketch(self, features: Features, jobs: int = 1) -> Float32:
+        """As `Model.sketch`."""
+        self._check(features)
+        out = np.empty((len(features), self.n_repetitions, self.config.buckets), np.float32)
 
-        Scores are within 1e-3 relative of the model's, and labels are the same but where scores are as near.
-        """
-        model, config = self._model, self._model.config
-        ids, scores = np.full((len(features), k), -1, np.int64), np.full((len(features), k), -np.inf, np.float32)
-        for start, stop in self._blocks(features):
-            sketch = self._scorer.sketch(features.rows(start, stop))
-            chosen = estimator or config.estimator
-            with on(self._device):
-                found = top_k(sketch, model.partition, k, loss=config.loss, estimator=chosen, seen=model.seen)
-            ids[start:stop], scores[start:stop] = found
-        return ids, scores
-
-    def sketch(self, features: Features) -> Float32:
-        """The bucket scores of each query, before softmax or sigmoid: float32 [n, R, B]."""
-        config, n_repetitions = self._model.config, self._model.n_repetitions
-        out = np.empty((len(features), n_repetitions, config.buckets), np.float32)
-        for start, stop in self._blocks(features):
+        def run(start: int, stop: int) -> None:
             out[start:stop] = self._scorer.sketch(features.rows(start, stop)).cpu().numpy()
+
+        self._run(features, 0, run)
         return out
 
-    def _blocks(self, features: Features) -> Iterator[tuple[int, int]]:
-        sketches = _SKETCH_BYTES // (4 * self._model.n_repetitions * self._model.config.buckets)
-        size = max(1, min(chunk_size(features), sketches))
-        for start in range(0, len(features), size):
-            yield start, min(start + size, len(features))
+    def top_k(
+        self,
+        features: Features,
+        k: int = 10,
+        *,
+        candidates: Array | None = None,
+        estimator: str | None = None,
+        method: str = "auto",
+        jobs: int = 1,
+    ) -> tuple[Int64, Float32]:
+        """As `Model.top_k`. A ``method`` other than "auto" is one of the kernels: they search, from the sketches."""
+        if method != "auto":
+            given: dict[str, Any] = {"candidates": candidates, "estimator": estimator, "method": method, "jobs": jobs}
+            return super().top_k(features, k, **given)
+        check_settings(k, method, jobs)
+        self._check(features)
+        ids, scores = np.full((len(features), k), -1, np.int64), np.full((len(features), k), -np.inf, np.float32)
+        search = self._search(k, candidates, estimator or self.config.estimator)
+
+        def run(start: int, stop: int) -> None:
+            ids[start:stop], scores[start:stop] = search(features.rows(start, stop))
+
+        search(features.rows(0, 0))  # arguments are checked, whether or not there are queries
+        self._run(features, k, run)
+        return ids, scores
+
+    def to(self, device: str) -> Model:
+        """As `Model.to`; on "cpu" it is the model that was copied."""
+        return self._model.to(device)
+
+    def subset(self, numbers: list[int]) -> Model:
+        """As `Model.subset`, on the same device."""
+        return DeviceModel(super().subset(numbers), self._device)
+
+    def _search(self, k: int, candidates: Array | None, estimator: str) -> Callable[[Features], tuple[Int64, Float32]]:
+        """What answers a block of queries."""
+        allowed: dict[str, Any] = self._allowed(candidates, "auto")
+        if "seen" in allowed:
+            allowed["seen"] = self._seen_there
+
+        def search(features: Features) -> tuple[Int64, Float32]:
+            with on(self._device):
+                sketch = self._scorer.sketch(features)
+                return top_k(sketch, self.partition, k, loss=self.config.loss, estimator=estimator, **allowed)
+
+        return search
+
+    def _run(self, features: Features, k: int, run: Callable[[int, int], None]) -> None:
+        """Answer in blocks, smaller ones from where the device has no memory."""
+        if not len(features):
+            return
+        most = min(self._most, self._fitting(features, k))
+        with self._memory("a single query"):
+            found = in_parts(len(features), most, run, self._device, "queries")
+        if found < most:
+            self._most = found
+
+    def _fitting(self, features: Features, k: int) -> int:
+        """How many queries there should be memory for."""
+        n_features, n_repetitions, config = len(features.indices) / len(features), self.n_repetitions, self.config
+        numbers = 4 * config.buckets + 3 * sum(config.layers)
+        numbers += sum(config.layers[:1]) * n_features  # at most: samples share rows of the table
+        each = n_repetitions * (4 * numbers + 100 * n_features) + _ROOM * k
+        free = free_bytes(self._device)
+        room = _HERE if free is None else free // _SHARE
+        return max(1, min(chunk_size(features), int(room / each)))
+
+    @contextlib.contextmanager
+    def _memory(self, what: str) -> Iterator[None]:
+        """MemoryBudgetError where the device has no memory for something."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise MemoryBudgetError(
+                f"{self._device} has no memory for {what}; free some, or answer with device='cpu'"
+            ) from None
 
 
 class _Scorer(Protocol):
@@ -100,19 +175,21 @@ class _LinearScorer:
 
     def __init__(self, config: Config, tensors: Sequence[Tensors], device: str) -> None:
         self._n_buckets = config.buckets
-        starts, buckets, weights = zip(*map(unpack, tensors), strict=True)
-        before = np.cumsum([0, *map(len, weights)])
-        firsts = [each[:-1] + at for each, at in zip(starts, before[:-1], strict=True)]
-        self._firsts = _on(np.concatenate(firsts), device)
-        self._lengths = _on(np.concatenate([np.diff(each) for each in starts]), device)
-        self._buckets = _on(np.concatenate([each.astype(np.int32) for each in buckets]), device)
-        self._weights = _on(np.concatenate(weights), device)
+        columns: list[list[Tensor]] = [[], [], [], []]
+        before = 0
+        for each in tensors:  # on this machine there are the unpacked weights of one repetition at a time
+            starts, buckets, weights = unpack(each)
+            arrays: tuple[Array, ...] = (starts[:-1] + before, np.diff(starts), buckets.astype(np.int32), weights)
+            for column, array in zip(columns, arrays, strict=True):
+                column.append(_on(array, device))
+            before += len(weights)
+        self._firsts, self._lengths, self._buckets, self._weights = map(_joined, columns)
         self._bias = _on(np.stack([each["bias"] for each in tensors]), device)
 
     def logits(self, rows: Rows, n: int) -> Tensor:
         """Bucket scores: the entries of all rows of a sample, added up."""
         groups, n_buckets = self._bias.shape
-        out = self._bias[:, None].expand(groups, n, n_buckets).reshape(-1)
+        out = self._bias[:, None].repeat(1, n, 1).view(-1)  # a copy, whatever n
         lengths = self._lengths[rows.rows]
         ends = torch.cumsum(lengths, 0)
         for some, last in _within(ends, _ENTRIES):
@@ -133,7 +210,7 @@ class _NetworkScorer:
 
     def __init__(self, config: Config, tensors: Sequence[Tensors], device: str) -> None:
         self._width, self._units = config.layers[0], StoredUnits(config, tensors, device)
-        self._table = _on(np.concatenate([each["table"] for each in tensors]), device)
+        self._table = _joined([_on(each["table"], device) for each in tensors])
         self._output = [_on(each["output"], device) for each in tensors]
         self._bias = _on(np.stack([each["bias"] for each in tensors]), device)
 
@@ -166,6 +243,13 @@ def _within(ends: Tensor, most: int) -> Iterator[tuple[slice, int]]:
 
 def _on(array: Array, device: str) -> Tensor:
     return torch.from_numpy(np.array(array)).to(device)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Tensors one after the other; the parts are let go."""
+    whole = torch.cat(parts)
+    parts.clear()
+    return whole
 
 
 def _no_labels(n: int) -> Labels:

@@ -38,13 +38,14 @@ def top_k(
     *,
     loss: str,
     estimator: str,
-    seen: Array | None = None,
+    seen: Array | Tensor | None = None,
     candidates: Array | None = None,
 ) -> tuple[Int64, Float32]:
     """The k best labels of n queries: ids int64 [n, k] and scores float32 [n, k], best first.
 
     ``logits`` float32 [n, R, B], on any device; the other parameters, order of equal scores and errors as in
-    `machxc.retrieval.top_k`, but that ``seen`` is packed (uint8 [ceil(K / 8)]), and larger logits count as 1e30.
+    `machxc.retrieval.top_k`, but that ``seen`` is packed (uint8 [ceil(K / 8)], here or on the device), and larger
+    logits count as 1e30.
     """
     check_names(loss, estimator)
     check_settings(k, "scan", 1)
@@ -55,10 +56,14 @@ def top_k(
             f"got {list(logits.shape)}"
         )
     with torch.no_grad():
-        values = contributions(logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT), loss, estimator)
+        logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        values = logits if n_repetitions == 1 else contributions(logits, loss, estimator)
         ranks = _Scan(values, partition, merge_of(estimator), seen, candidates).best(k)
         ids, merged = _unpacked(ranks)
-        scores = finish(merged, estimator, n_repetitions, n_buckets)
+        if n_repetitions == 1:
+            scores = _probabilities(logits[:, 0], merged, loss, estimator)
+        else:
+            scores = finish(merged, estimator, n_repetitions, n_buckets)
     return ids.cpu().numpy(), scores.cpu().numpy()
 
 
@@ -66,12 +71,12 @@ class _Scan:
     """All labels, or the candidates, block by block."""
 
     def __init__(
-        self, values: Tensor, partition: Partition, merge: int, seen: Array | None, candidates: Array | None
+        self, values: Tensor, partition: Partition, merge: int, seen: Array | Tensor | None, candidates: Array | None
     ) -> None:
         self._values, self._merge, self._device, self._partition = values, merge, values.device, partition
         self._buckets = _hash_on(partition, self._device)
         self._n_labels = partition.n_labels
-        self._seen = None if seen is None else torch.from_numpy(np.array(seen)).to(self._device)
+        self._seen = None if seen is None else _there(seen, self._device)
         self._candidates = None
         if candidates is not None:
             chosen = seen_candidates(candidates, np.empty(0, np.uint8), self._n_labels).astype(np.int64)
@@ -115,7 +120,7 @@ class _Scan:
             end = min(stop, start + more)
             counts = torch.zeros(n, dtype=torch.int32, device=self._device)
             found = torch.full((n, room), _NONE, dtype=torch.int64, device=self._device)
-            thresholds, least = _unpacked(best[:, -1])[1], self._merge == MIN
+            thresholds, least = _unpacked(best[:, -1].contiguous())[1], self._merge == MIN
             kernels.sift(
                 values, parameters, partition.bits, start, end, self._seen, thresholds, counts, found, least=least
             )
@@ -143,6 +148,11 @@ class _Scan:
         for part in parts:
             merged = torch.minimum(merged, part) if self._merge == MIN else merged.add_(part)
         return merged
+
+
+def _there(array: Array | Tensor, device: Any) -> Tensor:
+    """An array as a tensor on the device, if it is not that already."""
+    return (array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))).to(device)
 
 
 def _best_of(best: Tensor, ranks: Tensor) -> Tensor:
@@ -202,6 +212,20 @@ def _softmax_logit(logits: Tensor) -> Tensor:
     without_best = exp.scatter(-1, best, 0.0).sum(dim=-1, keepdim=True)
     others.scatter_(-1, best, without_best)
     return shifted_logits - others.clamp_min(float(TINY)).log()
+
+
+def _probabilities(logits: Tensor, values: Tensor, loss: str, estimator: str) -> Tensor:
+    """The scores of labels of one repetition, as in retrieval/single.py, from their buckets' logits ``values`` [n, k].
+
+    ``logits`` [n, B]: the sketches. Logits rank labels also where their probabilities are all 0 or 1. -inf stays -inf.
+    """
+    if loss == "softmax":
+        tops = logits.amax(dim=1, keepdim=True)
+        shares = (values - tops - (logits - tops).logsumexp(dim=1, keepdim=True)).exp()
+    else:
+        shares = values.sigmoid()
+    scores = finish(shares, "unbiased" if estimator == "unbiased" else "mean", 1, logits.shape[1])
+    return scores.masked_fill(values == -torch.inf, -torch.inf)
 
 
 def finish(merged: Tensor, estimator: str, n_repetitions: int, n_buckets: int) -> Tensor:

@@ -28,14 +28,14 @@ from machxc.repetition.loop import check_loss, rate_at, split, start_bias
 from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
 from machxc.torch.batches import SHARED, batch_of, batches
+from machxc.torch.cost import batch_size
 from machxc.torch.device import on
 from machxc.torch.learner import group_of
 from machxc.torch.loss import held_out_losses
+from machxc.torch.memory import give_back, in_parts
 
 log = logging.getLogger("machxc.torch")
 
-STEPS = 64  # of an epoch, about, as long as batches have
-LEAST, MOST = 16, 8192  # samples
 HELD_OUT_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}  # of held-out samples, at a time: in float64
 
 Store = Callable[[int, dict[str, Array]], None]
@@ -110,8 +110,7 @@ def _train_halves(work: _Work, states: dict[int, State | None]) -> None:
     log.warning(
         "%s has no memory for %d repetitions at once: it trains %d, and then the others", work.device, len(states), half
     )
-    if work.device.startswith("cuda"):
-        torch.cuda.empty_cache()
+    give_back(work.device)
     for some in (numbers[:half], numbers[half:]):
         _train_together(work, {r: states[r] for r in some})
 
@@ -121,11 +120,6 @@ def _no_memory(work: _Work) -> MemoryBudgetError:
         f"{work.device} has no memory for a single repetition; lower 'buckets', 'hidden' or 'feature_bits', "
         "or train with device='cpu'"
     )
-
-
-def batch_size(n: int) -> int:
-    """The samples of a batch, a power of 2: so few that an epoch over ``n`` has many steps, and enough to do."""
-    return max(LEAST, min(MOST, 1 << (n // STEPS).bit_length()))
 
 
 def _nobody(numbers: Sequence[int], n: int) -> None:
@@ -138,7 +132,7 @@ class _Training:
     def __init__(self, work: _Work, found: Mapping[int, State | None]) -> None:
         self.work, self.config, self.device, self.numbers = work, work.config, work.device, list(found)
         self.order, self.held_out = split(work.samples, work.config, SHARED)
-        self.size = batch_size(len(self.order))
+        self.size, self._held_out_at_a_time = batch_size(len(self.order)), self._most_held_out()
         encoders = self._encoders(found)
         self.group = group_of(self.config, work.partition, self.numbers, self.device, encoders)
         self.states = [self._begin(i, encoder, found[self.numbers[i]]) for i, encoder in enumerate(encoders)]
@@ -230,16 +224,21 @@ class _Training:
 
     def _held_out_losses(self) -> list[float]:
         """The mean loss of each repetition over the samples held out."""
-        total, step = torch.zeros_like(self.losses), self._held_out_step()
-        for start in range(0, len(self.held_out), step):
-            chunk = self.held_out[start : start + step]
+        total = torch.zeros_like(self.losses)
+
+        def run(start: int, stop: int) -> None:
+            chunk = self.held_out[start:stop]
             batch = batch_of(gather(self.work.samples, chunk.astype(np.uint32)), self.device)
             wanted = self.group.targets(batch, slice(0, len(self.numbers)))
-            total += held_out_losses(self.group.logits(batch), wanted, softmax=self.config.loss == "softmax")
+            total.add_(held_out_losses(self.group.logits(batch), wanted, softmax=self.config.loss == "softmax"))
+
+        self._held_out_at_a_time = in_parts(
+            len(self.held_out), self._held_out_at_a_time, run, self.device, "held-out samples"
+        )
         means: list[float] = (total / len(self.held_out)).tolist()
         return means
 
-    def _held_out_step(self) -> int:
+    def _most_held_out(self) -> int:
         held = HELD_OUT_LOGITS["cuda" if self.device.startswith("cuda") else "cpu"]
         logits = held // (self.config.buckets * len(self.numbers))
         return max(1, min(chunk_size(self.work.samples.features), logits))

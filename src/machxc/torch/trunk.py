@@ -20,7 +20,7 @@ from machxc.samples import Array
 from machxc.torch.batches import Batch
 from machxc.torch.bits import signed
 from machxc.torch.encode import GroupEncoder
-from machxc.torch.layers import Bias, Dense, Table
+from machxc.torch.layers import Bias, Dense, Table, turned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class Trunk(Protocol):
         """
 
     def backward(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
-        """Compute with the gradient of the hidden units [g, n, H]; what is returned takes the step."""
+        """Compute with the gradient of the hidden units [g, n, H], which may be overwritten; what is returned steps."""
 
     def views(self, i: int) -> Views:
         """The i-th repetition's part."""
@@ -69,9 +69,9 @@ class Units:
         return units, (units, sums, scales)
 
     def backward(self, known: Any, part: slice, gradient: Tensor, rate: float) -> tuple[Tensor, Step]:
-        """From the gradient of the units: that of the sums, and what takes the step of the bias."""
+        """From the gradient of the units, which is overwritten: that of the sums, and what takes the bias's step."""
         units, normalised, scales = known
-        gradient = gradient * (units > 0)
+        gradient.mul_(units > 0)
         if self._dropout:
             gradient /= 1.0 - self._dropout
         of_bias = gradient.sum(dim=1, dtype=torch.float32)
@@ -96,11 +96,11 @@ class SparseTrunk:
         self.table, self.units = Table(encoder.starts[-1], config.layers[0], device), Units(config, numbers, 0, device)
 
     def forward(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        """Hidden units, and the rows that they are made of."""
+        """Hidden units, and the rows that they are made of: turned round here, as a step has to find memory for all."""
         rows = self.encoder(batch, part, epoch)
         sums = self.table.sums(rows).view(-1, len(batch), self.table.width)
         units, known = self.units.forward(sums, batch, part, epoch)
-        return units, (rows, known)
+        return units, None if epoch is None else (turned(rows), known)
 
     def backward(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         """What takes a step of the rows and the bias."""
