@@ -18,27 +18,36 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _F = TypeVar("_F", bound=Callable[..., object])
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "no_cfunc_wrapper": True}  # nothing calls kernels from C
+
+# a literal has a type of its own: Numba would compile what is called with it once more for that
+ZERO: Any = np.int64(0)
 
 
 def kernel(function: _F) -> _F:
     """Compile ``function`` with strict floating-point semantics."""
-    return cast(_F, numba.njit(nogil=True, cache=True)(function))
+    return cast(_F, numba.njit(**_OPTIONS)(function))
 
 
 def part(function: _F) -> _F:
     """Compile a function that only kernels call: without the wrappers by which Python would, a fifth of the time."""
-    wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast(_F, numba.njit(nogil=True, cache=True, **wrappers)(function))
+    return cast(_F, numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function))
 
 
 def fast_kernel(function: _F) -> _F:
     """Compile ``function``, allowing sums to be reordered and fused (no NaN or infinity reaches these kernels)."""
-    return cast(_F, numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(function))
+    return cast(_F, numba.njit(fastmath=True, error_model="numpy", **_OPTIONS)(function))
+
+
+def fast_part(function: _F) -> _F:
+    """`fast_kernel` and `part` at once."""
+    options = {"fastmath": True, "error_model": "numpy", "no_cpython_wrapper": True}
+    return cast(_F, numba.njit(**options, **_OPTIONS)(function))
 
 
 def inline(function: _F) -> _F:
     """Compile a helper that is small enough to be inlined into the kernels that call it."""
-    return cast(_F, numba.njit(nogil=True, cache=True, inline="always")(function))
+    return cast(_F, numba.njit(inline="always", **_OPTIONS)(function))
 
 
 def _prefetch(typing: Any, array: Any, index: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import kernel
+from machxc.compiled import ZERO, kernel, part
 from machxc.samples import Int64, UInt32
 
 UInt8 = npt.NDArray[np.uint8]
@@ -131,7 +131,7 @@ def _offsets(lengths: Int64) -> Int64:
     return offsets
 
 
-@kernel
+@part
 def is_less(text: Any, a: int, a_end: int, b: int, b_end: int) -> bool:
     """Whether the bytes from ``a`` to ``a_end`` come before those from ``b`` to ``b_end``."""
     while a < a_end and b < b_end:
@@ -150,7 +150,7 @@ def _is_rising(text: Any, offsets: Int64) -> bool:
     return True
 
 
-@kernel
+@part
 def eight_bytes(text: Any, start: int, stop: int) -> np.uint64:
     """The first eight bytes, as a number that compares as they do; zeros beyond the stop."""
     key = np.uint64(0)
@@ -160,7 +160,7 @@ def eight_bytes(text: Any, start: int, stop: int) -> np.uint64:
     return key
 
 
-@kernel
+@part
 def _hash(text: Any, start: int, stop: int) -> np.uint64:
     state = np.uint64(stop - start)
     while start < stop:
@@ -171,7 +171,7 @@ def _hash(text: Any, start: int, stop: int) -> np.uint64:
     return state ^ (state >> np.uint64(32))
 
 
-@kernel
+@part
 def _same(text: Any, a: int, b: int, length: int) -> bool:
     i = 0
     while i < length and text[a + i] == text[b + i]:
@@ -252,7 +252,7 @@ def _keys(text: Any, offsets: Int64, chosen: Int64, keys: Any) -> int:
 @kernel
 def _sort_equal(text: Any, offsets: Int64, chosen: Int64, keys: Any, order: Int64, spare: Int64, skipped: int) -> None:
     """Sort what has the same key, in ``order`` that is sorted by key."""
-    start = 0
+    start = ZERO
     while start < len(order):
         stop = start + 1
         while stop < len(order) and keys[order[stop]] == keys[order[start]]:
@@ -261,7 +261,7 @@ def _sort_equal(text: Any, offsets: Int64, chosen: Int64, keys: Any, order: Int6
         start = stop
 
 
-@kernel
+@part
 def _merge_sort(
     text: Any, offsets: Int64, chosen: Int64, order: Int64, spare: Int64, start: int, stop: int, skipped: int
 ) -> None:
@@ -286,7 +286,8 @@ def _merge_sort(
                 else:
                     spare[at] = order[other]
                     other += 1
-            order[low:high] = spare[low:high]
+            for at in range(low, high):  # a slice assigned to a slice would take seconds to compile
+                order[at] = spare[at]
         width *= 2
 
 
@@ -299,7 +300,7 @@ def _copy(text: Any, offsets: Int64, places: Int64, out: Any) -> None:
             at += 1
 
 
-@kernel
+@part
 def _comes_first(text: Any, offsets: Int64, cursors: Int64, keys: Any, one: int, other: int) -> bool:
     if keys[one] != keys[other]:
         return bool(keys[one] < keys[other])
@@ -307,7 +308,7 @@ def _comes_first(text: Any, offsets: Int64, cursors: Int64, keys: Any, one: int,
     return is_less(text, offsets[a], offsets[a + 1], offsets[b], offsets[b + 1])
 
 
-@kernel
+@part
 def _sink(text: Any, offsets: Int64, cursors: Int64, keys: Any, heap: Int64, n: int, at: int) -> None:
     """Restore the order of a heap of ``n`` lists, whose entry ``at`` has become larger."""
     moved = heap[at]
@@ -324,7 +325,7 @@ def _sink(text: Any, offsets: Int64, cursors: Int64, keys: Any, heap: Int64, n: 
 
 @kernel
 def _fill(text: Any, offsets: Int64, cursors: Int64, bounds: Int64, keys: Any, heap: Int64, progress: Int64) -> None:
-    n = 0
+    n = ZERO
     for p in range(len(cursors)):
         if cursors[p] < bounds[p + 1]:
             keys[p] = eight_bytes(text, offsets[cursors[p]], offsets[cursors[p] + 1])
@@ -360,6 +361,6 @@ def _merge(
             heap[0] = heap[n]
         else:
             keys[p] = eight_bytes(text, offsets[cursors[p]], offsets[cursors[p] + 1])
-        _sink(text, offsets, cursors, keys, heap, n, 0)
+        _sink(text, offsets, cursors, keys, heap, n, ZERO)
     progress[0], progress[1], progress[2] = n, n_distinct + found, last
     return found

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import gradient_of, loss_of
 
+from machxc.compiled import fast_kernel
 from machxc.repetition.arithmetic import (
     HALF_SCALE,
+    exp_below,
     exponential,
     half_to_float,
     sigmoid_gradient,
@@ -44,6 +46,28 @@ def test_exponential_is_clamped_to_powers_that_a_float_can_hold(x: float) -> Non
     high, low = exp(np.array([x, -x]))
     assert high == pytest.approx(2.0**126, rel=4e-6)
     assert low == pytest.approx(2.0**-126, rel=4e-6)
+
+
+@fast_kernel
+def exponential_below(x: Float32) -> None:
+    for i in range(len(x)):
+        x[i] = exp_below(x[i])
+
+
+@pytest.mark.parametrize(("low", "bound"), [(-86, 4e-6), (-10, 1e-6), (-1, 3e-7)])
+def test_exponential_of_what_is_below_0_is_within_its_bound(low: float, bound: float) -> None:
+    x = np.linspace(low, 0, 1_000_003, dtype=np.float32)
+    out = x.copy()
+    exponential_below(out)
+    assert np.abs(out / np.exp(x.astype(np.float64)) - 1).max() <= bound
+
+
+@pytest.mark.parametrize("x", [-87.0, -1e4, -3e38])
+def test_exponential_of_what_is_far_below_0_is_small(x: float) -> None:
+    out = np.full(3, x, np.float32)
+    exponential_below(out)
+    assert (out > 0).all()
+    assert (out < 2.0**-124).all()
 
 
 def gradient(kind: str, z: Array, targets: list[int], weight: float) -> tuple[float, Float32]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from plain import PlainLinear, config_of, loss_of, random_samples, rows_of, targets_of
 
+from machxc.repetition import linear
 from machxc.repetition.bfloat import from_bfloat, to_bfloat
 from machxc.repetition.encode import Rows
 from machxc.repetition.linear import LinearLearner, LinearScorer
@@ -231,3 +232,23 @@ def test_a_model_without_rows_knows_the_frequencies_of_buckets() -> None:
     out = np.empty((2, 3), np.float32)
     LinearScorer(learner.tensors()).logits(empty, out)
     np.testing.assert_array_equal(out, [learner.bias] * 2)
+
+
+@pytest.mark.parametrize("unpacked", [0, 3, 1 << 20])
+def test_many_samples_are_scored_as_one_by_one(unpacked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit: whether rows are unpacked first, all or the first three, or read entry by entry."""
+    monkeypatch.setattr(linear, "_UNPACKED", unpacked * len(trained().bias))
+    monkeypatch.setattr(linear, "_AT_ONCE", 1 << 20)
+    learner = trained()
+    scorer = LinearScorer(learner.tensors())
+    assert scorer.entries.dtype == np.uint16
+    inputs = samples(200, seed=9)[0]
+    rows = rows_of(inputs)
+    assert (len(scorer._busiest(rows)) > 0) == (unpacked > 0)
+    many, one = np.empty((len(rows), len(learner.bias)), np.float32), np.empty((1, len(learner.bias)), np.float32)
+    scorer.logits(rows, many)
+    for i in range(len(rows)):
+        mine = slice(int(rows.indptr[i]), int(rows.indptr[i + 1]))
+        alone = Rows(np.array([0, mine.stop - mine.start]), rows.rows[mine], rows.weights[mine])
+        scorer.logits(alone, one)
+        assert one[0].tobytes() == many[i].tobytes()

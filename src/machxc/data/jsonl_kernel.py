@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from machxc.compiled import kernel
+from machxc.compiled import ZERO, kernel, part
 from machxc.data.source import n_lines
 from machxc.packed import UInt8
 from machxc.samples import Float32, Int64
@@ -75,14 +75,14 @@ def parse_lines(block: bytes, keys: Sequence[bytes], *, needs_labels: bool, need
     )
 
 
-@kernel
+@part
 def _skip_blanks(data: Any, at: int) -> int:
     while at < len(data) and (data[at] == 32 or data[at] == 9 or data[at] == 13):
         at += 1
     return at
 
 
-@kernel
+@part
 def _is_key(data: Any, start: int, stop: int, key: Any) -> bool:
     if stop - start != len(key):
         return False
@@ -92,7 +92,7 @@ def _is_key(data: Any, start: int, stop: int, key: Any) -> bool:
     return i == len(key)
 
 
-@kernel
+@part
 def _hex(data: Any, at: int) -> int:
     """The number of four hexadecimal digits; -1 if they are not."""
     number = 0
@@ -110,7 +110,7 @@ def _hex(data: Any, at: int) -> int:
     return number
 
 
-@kernel
+@part
 def _put(point: int, out: Any, used: int) -> int:
     """Append a code point in UTF-8."""
     if point < 0x80:
@@ -127,7 +127,7 @@ def _put(point: int, out: Any, used: int) -> int:
     return used + 4
 
 
-@kernel
+@part
 def _escape(data: Any, at: int, out: Any, used: int) -> tuple[int, int]:
     """Append what is escaped after the backslash at ``at``; returns where it ends (-1: unsure), and the new end."""
     if at + 1 >= len(data):
@@ -160,7 +160,7 @@ def _escape(data: Any, at: int, out: Any, used: int) -> tuple[int, int]:
     return at + 2, used + 1
 
 
-@kernel
+@part
 def _string(data: Any, at: int, out: Any, used: int) -> tuple[int, int]:
     """Append the string whose quote is before ``at``; returns where it ends (after the quote; -1: unsure), new end."""
     while at < len(data):
@@ -180,7 +180,7 @@ def _string(data: Any, at: int, out: Any, used: int) -> tuple[int, int]:
     return -1, used
 
 
-@kernel
+@part
 def _integer(data: Any, at: int) -> tuple[int, int]:
     """An integer of at most 18 digits, and where it ends (-1: it is none)."""
     negative = data[at] == _MINUS
@@ -198,7 +198,7 @@ def _integer(data: Any, at: int) -> tuple[int, int]:
     return (-number if negative else number), at
 
 
-@kernel
+@part
 def _decimal(data: Any, at: int) -> tuple[float, int]:
     """A number without exponent that float64 holds as it is written, and where it ends (-1: unsure)."""
     negative = data[at] == _MINUS
@@ -222,7 +222,7 @@ def _decimal(data: Any, at: int) -> tuple[float, int]:
     return (-value if negative else value), at
 
 
-@kernel
+@part
 def _literal(data: Any, at: int) -> int:
     """Where true, false or null ends; -1 if it is none of them."""
     for word in (b"true", b"false", b"null"):
@@ -231,7 +231,7 @@ def _literal(data: Any, at: int) -> int:
     return -1
 
 
-@kernel
+@part
 def _labels(
     data: Any, at: int, kind: int, integers: Int64, strings: Any, string_offsets: Int64, n: int
 ) -> tuple[int, int, int]:
@@ -267,7 +267,7 @@ def _labels(
     return -1, kind, n
 
 
-@kernel
+@part
 def _other(data: Any, at: int, out: Any, used: int) -> int:
     """Where a plain value that nobody asked for ends; -1: unsure. A string is written after ``used``, to be lost."""
     if data[at] == _QUOTE:
@@ -277,7 +277,7 @@ def _other(data: Any, at: int, out: Any, used: int) -> int:
     return _literal(data, at)
 
 
-@kernel
+@part
 def _key_end(data: Any, at: int) -> int:
     """Where the key ends whose quote is before ``at``; -1: unsure."""
     while at < len(data) and data[at] != _QUOTE and data[at] != _BACKSLASH and data[at] >= 32:
@@ -292,7 +292,7 @@ def _parse(
     strings: Any, string_offsets: Int64, weights: Float32,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Number of samples (-1: unsure), kind of labels, and whether any has a weight."""
-    n, n_labels, kind, weighted, line, at = 0, 0, NO_LABELS, 0, -1, 0
+    n, n_labels, kind, weighted, line, at = ZERO, ZERO, ZERO + NO_LABELS, 0, -1, ZERO
     while at < len(data):
         line += 1
         at = _skip_blanks(data, at)

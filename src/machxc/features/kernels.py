@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from machxc.compiled import inline, kernel
+from machxc.compiled import ZERO, inline, kernel, part
 from machxc.features.unicode import LETTER, MARK, SPACELESS, SYMBOL, UInt8
 from machxc.samples import Array, Float32, Int64, UInt32
 
@@ -74,9 +74,9 @@ def count_tokens(
     hashes = np.empty(_most_tokens(len(points), words, chars_min, chars_max), np.uint32)
     counts = np.empty(len(hashes), np.float32)
     indptr = np.zeros(len(ends) + 1, np.int64)
-    start = 0
+    start = ZERO
     for i in range(len(ends)):
-        n = 0
+        n = ZERO
         if words > 0:
             n_words = _word_states(points, classes, start, ends[i], states)
             n = _word_ngrams(states, n_words, words, row)
@@ -94,7 +94,7 @@ def _most_tokens(n_points: int, words: int, chars_min: int, chars_max: int) -> i
     return n_points * (words + (3 * (chars_max - chars_min + 1) if chars_max > 0 else 0))
 
 
-@kernel
+@part
 def _longest(ends: Int64, gap: int) -> int:
     longest, start = 0, 0
     for end in ends:
@@ -119,7 +119,7 @@ def _end(classes: UInt8, start: int, stop: int, joins: int) -> int:
     return end
 
 
-@kernel
+@part
 def _word_states(points: UInt32, classes: UInt8, start: int, stop: int, states: Array) -> int:
     """Write the state of every word of one text; returns how many. Spaceless letters are words of their own."""
     n = 0
@@ -137,7 +137,7 @@ def _word_states(points: UInt32, classes: UInt8, start: int, stop: int, states: 
     return n
 
 
-@kernel
+@part
 def _word_ngrams(states: Array, n_words: int, words: int, row: UInt32) -> int:
     n = 0
     for first in range(n_words):
@@ -149,7 +149,7 @@ def _word_ngrams(states: Array, n_words: int, words: int, row: UInt32) -> int:
     return n
 
 
-@kernel
+@part
 def _char_ngrams(
     points: UInt32, classes: UInt8, start: int, stop: int, chars_min: int, chars_max: int, row: UInt32, n: int
 ) -> int:
@@ -168,7 +168,7 @@ def _char_ngrams(
     return n
 
 
-@kernel
+@part
 def _run_ngrams(points: UInt32, start: int, end: int, chars_min: int, chars_max: int, row: UInt32, n: int) -> int:
     """The n-grams of one run and an edge on both sides; all of it when it is shorter than ``chars_min``."""
     shortest = min(chars_min, end - start + 2)
@@ -197,7 +197,7 @@ def _collapse(row: UInt32, n: int, hashes: UInt32, counts: Float32, end: int) ->
     return end
 
 
-@kernel
+@part
 def _sort(row: UInt32, n: int, spare: UInt32) -> None:
     """Sort the first ``n`` of a row, in place."""
     if n > _INSERTION:
@@ -211,7 +211,7 @@ def _sort(row: UInt32, n: int, spare: UInt32) -> None:
         row[j + 1] = value
 
 
-@kernel
+@part
 def _radix_sort(row: UInt32, n: int, spare: UInt32) -> None:
     """Least significant byte first, four stable passes: an even number, so that the result is back in ``row``."""
     source, target = row, spare
@@ -219,7 +219,8 @@ def _radix_sort(row: UInt32, n: int, spare: UInt32) -> None:
         starts = np.zeros(257, np.int64)
         for i in range(n):
             starts[((source[i] >> np.uint32(shift)) & np.uint32(255)) + 1] += 1
-        starts = np.cumsum(starts)
+        for i in range(1, len(starts)):
+            starts[i] += starts[i - 1]
         for i in range(n):
             byte = (source[i] >> np.uint32(shift)) & np.uint32(255)
             target[starts[byte]] = source[i]

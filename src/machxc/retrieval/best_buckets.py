@@ -40,7 +40,16 @@ def find_tops(row: Float32, tops: Float32) -> None:
             top = larger(top, row[block * BLOCK + b])
         tops[block] = top
     if n_whole < len(tops):
-        tops[n_whole] = row[n_whole * BLOCK :].max()
+        tops[n_whole] = largest_of(row[n_whole * BLOCK :])
+
+
+@part
+def largest_of(numbers: Float32) -> np.float32:
+    """The largest of one number or more, none of them NaN."""
+    top = numbers[0]
+    for number in numbers:
+        top = larger(top, number)
+    return np.float32(top)
 
 
 @part

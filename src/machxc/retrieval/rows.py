@@ -10,13 +10,13 @@ import math
 
 import numpy as np
 
-from machxc.compiled import fast_kernel, kernel, part
+from machxc.compiled import fast_part, kernel, part
 from machxc.partition import Partition
 from machxc.repetition.arithmetic import copy
 from machxc.repetition.encode import Rows
 from machxc.repetition.linear import LinearScorer
 from machxc.repetition.stored import Entries, add_narrow, add_wide
-from machxc.retrieval.best_buckets import BLOCK, find_best, find_tops
+from machxc.retrieval.best_buckets import BLOCK, find_best, find_tops, largest_of
 from machxc.retrieval.estimators import check_names
 from machxc.retrieval.heap import NO_LABEL
 from machxc.retrieval.retrieve import LARGEST_LOGIT, check_sizes, lookup_of
@@ -81,7 +81,8 @@ def rank_rows(
         find_tops(z, tops)
         find_best(z, tops, lookup, seen, keys, best_scores[i], best_labels[i])
         if softmax:
-            largest[i], sums[i] = tops.max(), _log_sum(z, tops.max(), bias, lanes)
+            largest[i] = largest_of(tops)
+            sums[i] = _log_sum(z, largest[i], bias, lanes)
         else:
             copy(z, bias)
 
@@ -95,7 +96,7 @@ def _log_sum(z: Float32, top: np.float32, bias: Float32, lanes: Float32) -> floa
     return math.log(total)
 
 
-@fast_kernel
+@fast_part
 def _add_rows(z: Float32, rows: Array, weights: Float32, starts: Int64, entries: Entries, levels: Float32) -> None:
     for j in range(len(rows)):
         row = entries[starts[rows[j]] : starts[rows[j] + 1]]

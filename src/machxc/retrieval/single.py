@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from machxc.compiled import fast_kernel, kernel
+from machxc.compiled import fast_part, kernel
 from machxc.partition import HashPartition, Partition
 from machxc.repetition.arithmetic import copy, exp_below
 from machxc.retrieval.estimators import finish, sigmoid
@@ -65,7 +65,7 @@ def _log_sums(logits: Float32, tops: Float32, out: Float32) -> None:
         out[i] = np.log(total)
 
 
-@fast_kernel
+@fast_part
 def take_sum_of_exp(logits: Float32, top: np.float32, others: Float32, lanes: Float32) -> float:
     """The sum of exp(logit - top) of up to `SPAN` logits, at most top, which become the ``others`` on the way.
 
