@@ -15,12 +15,14 @@ from machxc.compiled import kernel
 from machxc.errors import DataError, SettingError
 from machxc.partition import HashPartition, Partition, TablePartition, permute
 from machxc.retrieval import budget_within, top_k, top_k_within
+from machxc.retrieval.chance import reached
 from machxc.retrieval.coarse import coarse_scan
 from machxc.retrieval.estimators import SUM, contributions
 from machxc.retrieval.heap import NO_LABEL
 from machxc.retrieval.permutation import permute32
 from machxc.retrieval.retrieve import lookup_of
 from machxc.retrieval.scan import scan
+from machxc.retrieval.sieve import sieve
 from machxc.samples import Array, Float32, Int64, UInt32
 
 SUMS = ("mean", "unbiased", "log-probability", "logit")
@@ -65,6 +67,37 @@ def test_chooses_to_sieve_many_labels_and_is_exact(kind: str) -> None:
     for estimator in ("mean", "log-probability"):
         expected = top_k(logits, partition, 100, loss="softmax", estimator=estimator, method="scan")
         assert_same(top_k(logits, partition, 100, loss="softmax", estimator=estimator), expected)
+
+
+def test_probes_deeper_where_a_proof_is_to_be_hoped_for() -> None:
+    """Labels that are a little better than chance in every repetition: the first probes find too few of them."""
+    partition, rng = HashPartition(2_000_000, 2_000, 16, 1), np.random.default_rng(5)
+    logits = rng.standard_normal((1, 16, 2_000)).astype(np.float32)
+    labels = rng.integers(0, partition.n_labels, 60)
+    for r in range(16):
+        logits[0, r, partition.buckets(labels, r)] += 2 + rng.random(60, np.float32)
+    values = contributions(logits, "softmax", "log-probability")
+    scores, found = np.full((1, 20), -np.inf, np.float32), np.full((1, 20), NO_LABEL, np.int64)
+    proven, limit = np.zeros(1, np.bool_), 16e6
+    lookup = lookup_of(partition, inverted=True)
+    sieve(values, lookup, np.empty(0, np.uint8), limit / 64, limit, scores, found, proven)
+    assert proven.all()
+    expected, _ = top_k(logits, partition, 20, loss="softmax", estimator="log-probability", method="scan")
+    assert np.array_equal(found, expected)
+
+
+def test_foretells_how_many_labels_find_their_dues_in_a_cell() -> None:
+    """Against the gains of members dealt into cells at random, small ones first."""
+    rng, n_cells, n_members = np.random.default_rng(1), 20_000, 400
+    counts = np.zeros(33)
+    counts[[1, 2, 3, 7, 12, 20, 32]] = [40, 30, 20, 8, 5, 2, 1]
+    cells, counted = np.zeros(n_cells, np.int64), 0
+    for gain in np.repeat(np.arange(33), counts.astype(int)):
+        for cell in rng.integers(0, n_cells, n_members):
+            cells[cell] += gain
+            counted += cells[cell] >= 32
+    foretold = reached(counts, n_members / n_cells, np.empty(33)) * n_members
+    assert abs(counted - foretold) < 0.1 * counted
 
 
 def test_sieves_a_given_assignment() -> None:

@@ -37,7 +37,7 @@ _FEWEST_TO_SIEVE = 500_000
 _FEWEST_A_BUCKET = 100  # to sieve: fewer, and what is done for each bucket takes longer than its members
 _MOST_COARSE = 256  # repetitions: so many bytes add up to 16 bits
 _SCAN_MEMBERS = 1 / 2  # members of buckets that are sieved while a label of one query is scanned, for each repetition
-_PROBES = 1 / 64  # of the time of a scan, for the sieve to find out how long the proof takes
+_PROBES = 1 / 64  # of the time of a scan, for the sieve to find out how long the proof takes; more if it looks short
 
 
 def top_k(

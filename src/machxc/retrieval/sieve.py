@@ -28,7 +28,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import fast_kernel, inline, kernel, part, prefetch
+from machxc.compiled import inline, kernel, part, prefetch
+from machxc.retrieval.chance import Float64, reached
 from machxc.retrieval.estimators import SUM
 from machxc.retrieval.heap import ROOT, best_first, offer_once
 from machxc.retrieval.scoring import (
@@ -46,7 +47,6 @@ from machxc.retrieval.tops import Tops, find_corners, level, list_tops, new_tops
 from machxc.samples import Array, Float32, Int64, UInt32
 
 UInt8 = npt.NDArray[np.uint8]
-Float64 = npt.NDArray[np.float64]
 
 _FEWEST_BITS, _MOST_BITS = 20, 23  # of a label, that tell its cell: tables from a second-level cache to a third-level
 _CHUNK = 512  # members looked up at a time
@@ -67,7 +67,6 @@ _AHEAD = 16  # times the cost of the last probe can be planned for: a better sco
 _MULTIPLIERS, _STEP = 40, 1.5  # how many are tried, and the factor between them
 _FILTERS, _LOOKS = 16, 4  # repetitions in which labels are looked up before they are scored; looks between
 _SLACK = 4.0  # times the rounding of a sum: that of all that is taken from a bound
-_NEGLIGIBLE = 1e-12  # probability
 _HALVINGS = 8  # of the bounds between which a probe looks for its dues
 
 
@@ -287,51 +286,7 @@ def _count_gains(one: _Sieve, unit: float) -> None:
 @part
 def _likely(one: _Sieve, lookup: Lookup, bits: int) -> float:
     """How many open buckets the members would fill that find their dues in their cell, smaller gains first."""
-    return _reached(one.counts, lookup.n_labels / lookup.n_buckets / (1 << bits), one.chance)
-
-
-@fast_kernel
-def _reached(counts: Float64, rate: float, chance: Float64) -> float:
-    """How many of counts[x] gains of x come to a cell where smaller ones add up to what they lack of the last.
-
-    ``rate`` * counts[x] of them come to a cell on average, as a Poisson process; ``chance``: scratch. Of gains alike,
-    half of the others come before.
-    """
-    top = len(counts) - 1
-    spare = np.empty(top, np.float64)
-    chance[:] = 0.0
-    chance[0] = 1.0
-    total = 0.0
-    for gain in range(1, top + 1):
-        if counts[gain] > 0:
-            lacks, before, after = top - gain, 0.0, 0.0
-            for x in range(lacks):
-                before += chance[x]
-            _add_gains(chance, gain, counts[gain] * rate, spare)
-            for x in range(lacks):
-                after += chance[x]
-            total += counts[gain] * max(0.0, 1.0 - (before + after) / 2)
-    return total
-
-
-@fast_kernel
-def _add_gains(chance: Float64, gain: int, mean: float, spare: Float64) -> None:
-    """chance[x], the probability of a sum of x, becomes that with a Poisson number of gains more, ``mean`` on average.
-
-    Of sums as long as ``spare``, which is scratch.
-    """
-    weight, top = np.exp(-mean), len(spare)
-    for x in range(top):
-        spare[x] = weight * chance[x]
-    for times in range(1, (top - 1) // gain + 1):
-        weight *= mean / times
-        if weight < _NEGLIGIBLE and times > mean:
-            break
-        start = times * gain
-        for x in range(top - start):
-            spare[start + x] += weight * chance[x]
-    for x in range(top):
-        chance[x] = spare[x]
+    return reached(one.counts, lookup.n_labels / lookup.n_buckets / (1 << bits), one.chance)
 
 
 @part
