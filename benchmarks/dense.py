@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -22,6 +23,7 @@ import numpy as np
 
 import common
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch: its waiting threads burn CPU seconds otherwise
 WAYS: dict[str, dict[str, Any]] = {
     "linear": {"hidden": 0},
     "hidden 128": {"hidden": 128},

@@ -14,6 +14,7 @@ from torch_tools import (
     BUCKETS,
     DEEP,
     ROWS,
+    config_of,
     plain_config,
     plain_encoder,
     plain_partition,
@@ -24,32 +25,35 @@ from torch_tools import (
 
 from machxc import MACHClassifier
 from machxc.config import Config, Settings
+from machxc.data.arrays import features_of, labels_of
 from machxc.errors import MissingExtraError, SettingError
 from machxc.labels import LabelNames
 from machxc.model import Model
+from machxc.partition import HashPartition
 from machxc.repetition.checkpoint import learner_of
 from machxc.repetition.deep import DeepLearner
+from machxc.repetition.encode import Encoder
 from machxc.run import train_run
+from machxc.samples import Samples
 from machxc.testing import make_samples, make_texts
 from machxc.torch import learner as learners
 from machxc.torch import loss
 from machxc.torch.batches import Batch, batch_of
+from machxc.torch.encode import GroupEncoder, Matrix, Rows
 from machxc.torch.groups import group_tasks
 from machxc.torch.learner import Group, group_of
 from machxc.torch.scorer import DeviceModel
+from machxc.torch.train import train_group
 from machxc.training import train
 
 KINDS = pytest.mark.parametrize("kind", ["softmax", "bce"])
-SHAPES = pytest.mark.parametrize(
-    "shape",
-    [
-        {"hidden": [6, 5]},
-        {"hidden": [6, 5, 4], "normalisation": "layer"},
-        {"hidden": 6, "normalisation": "layer"},
-        {"hidden": 6, "hidden_dropout": 0.3},
-    ],
-    ids=["two", "three-normalised", "one-normalised", "one-dropout"],
-)
+EXACT: dict[str, dict[str, Any]] = {
+    "two": {"hidden": [6, 5]},
+    "three-normalised": {"hidden": [6, 5, 4], "normalisation": "layer"},
+    "one-normalised": {"hidden": 6, "normalisation": "layer"},
+}
+ALL = EXACT | {"one-dropout": {"hidden": 6, "hidden_dropout": 0.3}}
+SHAPES = pytest.mark.parametrize("shape", ALL.values(), ids=ALL)
 
 
 def start(config: Config, seed: int) -> DeepLearner:
@@ -125,12 +129,10 @@ def indicator(samples: Any) -> Any:
 
 
 @KINDS
-@SHAPES
+@pytest.mark.parametrize("shape", EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize("n", [1, 7, 64])
 def test_steps_go_down_the_gradients(kind: str, shape: dict[str, Any], n: int) -> None:
-    config, seeds = plain_config(loss=kind, **shape | {"hidden_dropout": 0.0}), [2, 5]
-    if not config.deep:
-        pytest.skip("the kernels' own: test_torch_steps.py")
+    config, seeds = plain_config(loss=kind, **shape), [2, 5]
     made, plains = group(config, seeds), [Plain(config, start(config, seed)) for seed in seeds]
     for seed in range(3):
         samples = plain_samples(*random_inputs(n, seed))
@@ -318,3 +320,74 @@ def test_auto_says_what_to_install_where_pytorch_is_missing(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'machxc\[torch\]'"):
         group_tasks(plain_config(hidden=[8, 4]), [0], "auto")
+
+
+# ---- dense inputs
+
+
+@KINDS
+@pytest.mark.parametrize("hidden", [0, 6, [6, 5]], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_samples_that_have_most_features_are_multiplied_and_learn_the_same(
+    kind: str, hidden: Any, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = np.random.default_rng(0)
+    inputs = [
+        [(i, float(v)) for i, v in enumerate(source.normal(0, 0.5, ROWS).astype(np.float32)[: 12 - n % 3])]
+        for n in range(30)
+    ]
+    targets, weights = random_inputs(30, 1)[1:]
+    config = plain_config(loss=kind, hidden=hidden, dropout=dropout)
+    made = {
+        name: group_of(config, plain_partition(), [0, 3, 1], "cpu", [plain_encoder()] * 3)
+        for name in ("dense", "sparse")
+    }
+    batch = batch_of(plain_samples(inputs, targets, weights), "cpu")
+    for name, each in made.items():
+        for i, r in enumerate([0, 3, 1]):
+            each.set(i, learner_of(config, r, ROWS, np.zeros(BUCKETS, np.float32), whole=True))
+        with monkeypatch.context() as patch:
+            if name == "sparse":
+                patch.setattr(GroupEncoder, "inputs", GroupEncoder.__call__)
+            for _ in range(3):
+                each.train(batch, 0.3, 0)
+    for i in range(3):
+        for name, view in made["dense"].views(i).items():
+            torch.testing.assert_close(view, made["sparse"].views(i)[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert isinstance(encoder_of_group(made["dense"]).inputs(batch, slice(0, 3)), Matrix)
+
+
+def encoder_of_group(made: Any) -> GroupEncoder:
+    trunk = getattr(made, "trunk", made)
+    encoder: GroupEncoder = getattr(trunk, "first", trunk).encoder
+    return encoder
+
+
+def test_samples_of_few_features_and_hashed_ones_are_not_multiplied() -> None:
+    few = batch_of(plain_samples(*random_inputs(30, 1)[:2]), "cpu")
+    many = batch_of(plain_samples([[(i, 1.0) for i in range(ROWS)]], [[0]]), "cpu")
+    config = plain_config()
+    hashed = Encoder(
+        np.uint64(3), np.uint64(1), np.uint64(60), np.arange(16, dtype=np.int32) % ROWS, np.ones(ROWS, np.float32),
+        sublinear_tf=False, l2=False,
+    )  # fmt: skip
+    assert isinstance(GroupEncoder(config, [plain_encoder()], [0], "cpu").inputs(few, slice(0, 1)), Rows)
+    assert isinstance(GroupEncoder(config, [plain_encoder()], [0], "cpu").inputs(many, slice(0, 1)), Matrix)
+    assert isinstance(GroupEncoder(config, [hashed], [0], "cpu").inputs(many, slice(0, 1)), Rows)
+
+
+@pytest.mark.parametrize("hidden", [0, 8, [8, 6]], ids=str)
+def test_dense_inputs_come_out_the_same_alone_and_with_siblings(hidden: Any) -> None:
+    source = np.random.default_rng(0)
+    y = np.arange(300) % 5
+    X = (source.normal(0, 1, (5, 40))[y] + source.normal(0, 1, (300, 40))).astype(np.float32)
+    samples = Samples(features_of(X)[0], labels_of(y)[0])
+    config = config_of(
+        n_features=40, n_labels=5, buckets=8, repetitions=4, hidden=hidden, l2=False, epochs=3, dropout=0.1
+    )
+    partition, found = HashPartition(5, 8, 4, 0), dict[int, dict[str, Any]]()
+    train_group(samples, config, partition, [0, 1, 3], "cpu", found.__setitem__)
+    for r in (1, 3):
+        alone = dict[int, dict[str, Any]]()
+        train_group(samples, config, partition, [r], "cpu", alone.__setitem__)
+        assert all(alone[r][name].tobytes() == array.tobytes() for name, array in found[r].items())

@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "network-softmax": {"loss": "softmax", "hidden": 64},
     "network-bce": {"loss": "bce", "hidden": 64, "dropout": 0.1, "validation_fraction": 0.1},
 }
+DEEP: dict[str, Any] = {"loss": "softmax", "hidden": [64, 32], "normalisation": "layer", "hidden_dropout": 0.1}
 SAMPLES, OTHERS = make_samples(4000, 200), make_samples(1000, 200, seed=9)
 
 
@@ -102,6 +103,17 @@ def test_a_plan_knows_the_memory_of_a_step() -> None:
     train(samples, LabelNames.ids(2000), settings, device="cuda:0")
     taken = torch.cuda.max_memory_allocated() - before
     assert 0.6 * taken <= 8 * (plan.on_device.weights + plan.on_device.step) <= 1.7 * taken
+
+
+def test_several_layers_learn_and_are_scored_alike() -> None:
+    settings = Settings(repetitions=4, buckets=50, epochs=10, **DEEP)
+    one, again = (train(SAMPLES, LabelNames.ids(200), settings, device="cuda:0") for _ in range(2))
+    assert accuracy(one) > accuracy(model("network-softmax", "cpu")) - 0.05
+    np.testing.assert_allclose(
+        DeviceModel(one, "cuda:0").top_k(OTHERS.features, 10)[1], one.top_k(OTHERS.features, 10)[1], rtol=1e-3
+    )
+    first, second = (each.data.repetitions[0] for each in (one, again))
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
 @pytest.mark.parametrize("kind", ["linear-bce", "network-softmax"])

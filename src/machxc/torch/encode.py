@@ -39,6 +39,17 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """The weighted rows of g x n samples that have most of them: ``values`` float32 [g, n, D].
+
+    ``rows``: which rows of the table of all repetitions these are, D of each.
+    """
+
+    values: Tensor
+    rows: slice
+
+
+@dataclass(frozen=True)
 class Wanted:
     """The target buckets of G x n samples.
 
@@ -66,6 +77,7 @@ class GroupEncoder:
         )
         self._slots = torch.stack([torch.from_numpy(np.array(encoder.slots)) for encoder in encoders]).to(device)
         self._row_weights = torch.from_numpy(np.concatenate([encoder.row_weights for encoder in encoders])).to(device)
+        self._alike = all(_same(encoders[0], encoder) for encoder in encoders)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -73,6 +85,21 @@ class GroupEncoder:
     def rows_of(self, i: int) -> slice:
         """The rows of the i-th repetition."""
         return slice(self.starts[i], self.starts[i + 1])
+
+    def inputs(self, batch: Batch, part: slice, epoch: int | None = None) -> Rows | Matrix:
+        """As when called, but a matrix where samples have most features, and each feature has a row of its own."""
+        n, width = len(batch), self.starts[1]
+        if not self._alike or not width or 2 * len(batch.ids) < n * width:
+            return self(batch, part, epoch)
+        dropped = epoch is not None and self._config.dropout > 0
+        rows = self(batch, part if dropped else slice(part.start, part.start + 1), epoch)
+        first = self.starts[part.start]
+        places = rows.bags * width + (rows.rows - first) % width
+        count = part.stop - part.start if dropped else 1
+        values = torch.zeros(count * n * width, device=rows.rows.device)
+        values.index_add_(0, places, rows.weights)
+        matrices = values.view(count, n, width).expand(part.stop - part.start, -1, -1)
+        return Matrix(matrices, slice(first, self.starts[part.stop]))
 
     def __call__(self, batch: Batch, part: slice, epoch: int | None = None) -> Rows:
         """The rows of a batch in the repetitions ``part`` of the group; ``epoch``: of training, with its dropout.
@@ -184,6 +211,13 @@ class GroupTargets:
         ids = labels.cpu().numpy()
         rows = [partition.buckets(ids, r).astype(np.int64) for r in self._numbers[part]]
         return torch.from_numpy(np.stack(rows)).to(self._device)
+
+
+def _same(one: Encoder, other: Encoder) -> bool:
+    """Whether both give a feature a row, the same one, that it has for itself, and the same weight."""
+    if one.shift or other.shift:
+        return False
+    return np.array_equal(one.slots, other.slots) and np.array_equal(one.row_weights, other.row_weights)
 
 
 def _all_offsets(offsets: Tensor, groups: int, m: int) -> Tensor:

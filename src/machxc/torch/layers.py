@@ -11,14 +11,14 @@ float32; where the device has bfloat16 units, outputs are multiplied in that, fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import embedding_bag
 
-from machxc.torch.encode import Rows
+from machxc.torch.encode import Matrix, Rows
 from machxc.torch.fused import kernels_for
 
 if TYPE_CHECKING:
@@ -40,11 +40,28 @@ class Table:
         """The part of one repetition."""
         return {"table": self.weights[rows], "squares": self.squares[rows]}
 
-    def sums(self, rows: Rows) -> Tensor:
+    def sums(self, rows: Rows | Matrix) -> Tensor:
         """The weighted rows of each bag, added up: float32 [G n, W]."""
+        if isinstance(rows, Matrix):
+            weights = self.weights[rows.rows].view(len(rows.values), -1, self.width)
+            return torch.bmm(rows.values, weights).view(-1, self.width)
         if not len(rows.rows):
             return torch.zeros((len(rows.offsets), self.weights.shape[1]), device=self.weights.device)
         return embedding_bag(rows.rows, self.weights, rows.offsets, mode="sum", per_sample_weights=rows.weights)
+
+    def backward(self, rows: Turned | Matrix, gradient: Tensor, rate: float) -> Callable[[], None]:
+        """Compute with the gradient of each bag's sum [G n, W]; what is returned takes the step."""
+        if isinstance(rows, Turned):
+            return lambda: self.step(rows, gradient, rate)
+        of_bags = gradient.float().view(*rows.values.shape[:2], self.width)
+        of_rows = torch.bmm(rows.values.transpose(1, 2), of_bags).view(-1, self.width)
+        weights, squares = self.weights[rows.rows], self.squares[rows.rows]
+
+        def step() -> None:
+            squares.add_(of_rows.square().sum(dim=1))
+            weights.addcmul_(of_rows, _inverse_root(squares)[:, None], value=-rate)
+
+        return step
 
     def step(self, turned: Turned, gradient: Tensor, rate: float) -> None:
         """A step by the gradient of each bag's sum [G n, W].
@@ -92,8 +109,10 @@ class Turned:
     weights: Tensor
 
 
-def turned(rows: Rows) -> Turned:
-    """Rows by row instead of by bag."""
+def turned(rows: Rows | Matrix) -> Turned | Matrix:
+    """Rows by row instead of by bag; a matrix has them either way."""
+    if isinstance(rows, Matrix):
+        return rows
     by_row, order = torch.sort(rows.rows, stable=True)
     used, counts = torch.unique_consecutive(by_row, return_counts=True)
     return Turned(used, counts, torch.cumsum(counts, 0), rows.bags[order], rows.weights[order])

@@ -148,7 +148,7 @@ class LinearGroup(Group):
         self.bias = Bias(len(numbers), config.buckets, device)
 
     def _logits(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
-        rows = self.encoder(batch, part, epoch)
+        rows = self.encoder.inputs(batch, part, epoch)
         sums = self.table.sums(rows).view(-1, len(batch), self.config.buckets)
         if epoch is None or self.bias.late(part, sums) is None:
             sums.add_(self.bias.weights[part, None])
@@ -159,10 +159,11 @@ class LinearGroup(Group):
         return self.bias
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
-        of_bias, rows = gradient.sum(dim=1), turned(known)
+        of_bias = gradient.sum(dim=1)
+        step_rows = self.table.backward(turned(known), gradient.view(-1, self.config.buckets), rate)
 
         def step() -> None:
-            self.table.step(rows, gradient.view(-1, self.config.buckets), rate)
+            step_rows()
             self.bias.step(part, of_bias, rate)
 
         return step

@@ -97,7 +97,7 @@ class SparseTrunk:
 
     def forward(self, batch: Batch, part: slice, epoch: int | None) -> tuple[Tensor, Any]:
         """Hidden units, and the rows that they are made of: turned round here, as a step has to find memory for all."""
-        rows = self.encoder(batch, part, epoch)
+        rows = self.encoder.inputs(batch, part, epoch)
         sums = self.table.sums(rows).view(-1, len(batch), self.table.width)
         units, known = self.units.forward(sums, batch, part, epoch)
         return units, None if epoch is None else (turned(rows), known)
@@ -106,9 +106,10 @@ class SparseTrunk:
         """What takes a step of the rows and the bias."""
         rows, of_units = known
         gradient, step_bias = self.units.backward(of_units, part, gradient, rate)
+        step_rows = self.table.backward(rows, gradient.view(-1, self.table.width), rate)
 
         def step() -> None:
-            self.table.step(rows, gradient.view(-1, self.table.width), rate)
+            step_rows()
             step_bias()
 
         return step
