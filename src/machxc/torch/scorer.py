@@ -91,7 +91,6 @@ class DeviceModel(Model):
         def run(start: int, stop: int) -> None:
             ids[start:stop], scores[start:stop] = search(features.rows(start, stop))
 
-        search(features.rows(0, 0))  # arguments are checked, whether or not there are queries
         self._run(features, k, run)
         return ids, scores
 
@@ -118,7 +117,8 @@ class DeviceModel(Model):
 
     def _run(self, features: Features, k: int, run: Callable[[int, int], None]) -> None:
         """Answer in blocks, smaller ones from where the device has no memory."""
-        if not len(features):
+        if not len(features):  # arguments are checked
+            run(0, 0)
             return
         most = min(self._most, self._fitting(features, k))
         with self._memory("a single query"):
