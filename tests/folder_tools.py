@@ -52,9 +52,11 @@ def tensors_of(config: Config, r: int = 0, rows: int = 4) -> dict[str, npt.NDArr
 
 def hidden_tensors(config: Config, rows: int, random: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
     return {
-        "table": random.standard_normal((rows, config.hidden)).astype(np.float16),
+        "table": random.integers(-127, 128, (rows, config.hidden), dtype=np.int8),
+        "table_scales": random.random(rows, np.float32) / np.float32(40),
         "hidden_bias": random.random(config.hidden, np.float32),
-        "output": random.standard_normal((config.buckets, config.hidden)).astype(np.float16),
+        "output": random.integers(-127, 128, (config.buckets, config.hidden), dtype=np.int8),
+        "output_scales": random.random(config.buckets, np.float32) / np.float32(40),
     }
 
 
@@ -134,7 +136,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """The tensors of an honest file, to be changed."""
     content = path.read_bytes()
     (length,) = struct.unpack_from("<Q", content)
-    types = {"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "I32": "i4", "I64": "i8", "F16": "f2", "F32": "f4"}
+    names = ("U8", "U16", "U32", "U64", "I8", "I32", "I64", "F16", "F32")
+    types = {name: f"{name[0].lower()}{int(name[1:]) // 8}" for name in names}
     return {
         name: np.frombuffer(content[8 + length :][slice(*tensor["data_offsets"])], types[tensor["dtype"]])
         .reshape(tensor["shape"])

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json               {"format": "machxc", "version": 2, "config": {...}, "n_samples": N, "label_kind": ...}
+    config.json               {"format": "machxc", "version": 3, "config": {...}, "n_samples": N, "label_kind": ...}
     labels.safetensors        the arrays of `LabelNames`, and of `LabelCounts`: training samples of each label
     partition.safetensors     only with a table of buckets: assignment uint32 [R, K], below B
     repetition-00000.safetensors, ...   one a repetition; `TENSORS` below lists what is in them
@@ -61,11 +61,11 @@ from machxc.samples import Array, UInt32
 
 log = logging.getLogger("machxc.folder")
 
-FORMAT, VERSION = "machxc", 2
+FORMAT, VERSION = "machxc", 3
 CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "partition.safetensors", "manifest.json"
 
 _REPETITION = re.compile(r"repetition-([0-9]{5})\.safetensors")
-_MAX_JSON = 2 << 20  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text of 2 MB takes 60 MB
+_MAX_JSON = 5 << 19  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text takes 80 MB
 _BLOCK = 1 << 17  # entries checked in one step, or a row of more
 _ATTEMPTS = 10  # how often loading begins again when the folder is replaced meanwhile
 
@@ -91,9 +91,11 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
     "hidden": {
         "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
         "row_weights": TensorSpec("F32", ("rows",)),
-        "table": TensorSpec("F16", ("rows", "H")),
+        "table": TensorSpec("I8", ("rows", "H")),  # times the scale of its row
+        "table_scales": TensorSpec("F32", ("rows",)),
         "hidden_bias": TensorSpec("F32", ("H",)),
-        "output": TensorSpec("F16", ("B", "H")),
+        "output": TensorSpec("I8", ("B", "H")),
+        "output_scales": TensorSpec("F32", ("B",)),
         "bias": TensorSpec("F32", ("B",)),
     },
     "partition": {"assignment": TensorSpec("U32", ("R", "K"), below="B")},

@@ -14,17 +14,14 @@ from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import (
     BIAS_RATE,
-    HALF_SCALE,
     Int32,
-    UInt16,
     add_row,
     copy,
-    half_to_float,
     sigmoid_gradient,
     softmax_gradient,
-    to_half,
 )
 from machxc.repetition.encode import Rows
+from machxc.repetition.int8 import Int8, add_int8, from_int8, to_int8
 from machxc.repetition.random import draw
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, frozen
@@ -95,11 +92,15 @@ class NetworkLearner:
         return out
 
     def tensors(self) -> dict[str, Array]:
-        """The trained weights as they are stored: tables in float16."""
+        """The trained weights as they are stored: tables in 8 bits, with a scale for each row (see int8.py)."""
+        table, table_scales = to_int8(self.table)
+        output, output_scales = to_int8(self.output)
         return {
-            "table": to_half(self.table),
+            "table": table,
+            "table_scales": table_scales,
             "hidden_bias": self.hidden_bias.copy(),
-            "output": to_half(self.output),
+            "output": output,
+            "output_scales": output_scales,
             "bias": self.bias.copy(),
         }
 
@@ -108,15 +109,16 @@ class NetworkScorer:
     """A trained repetition with a hidden layer: scores from its stored, possibly memory-mapped, tensors."""
 
     def __init__(self, tensors: dict[str, Array]) -> None:
-        self.table: UInt16 = frozen(tensors["table"].view(np.uint16))
+        self.table: Int8 = frozen(tensors["table"])
+        self.scales: Float32 = frozen(tensors["table_scales"])
         self.hidden_bias: Float32 = frozen(tensors["hidden_bias"])
-        self.output: Float32 = tensors["output"].astype(np.float32)
+        self.output: Float32 = from_int8(tensors["output"], tensors["output_scales"])
         self.bias: Float32 = frozen(tensors["bias"])
 
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
         hidden = np.empty((len(rows), len(self.hidden_bias)), np.float32)
-        _hidden_half(rows.indptr, rows.rows, rows.weights, self.table, self.hidden_bias, hidden)
+        _hidden_int8(rows.indptr, rows.rows, rows.weights, self.table, self.scales, self.hidden_bias, hidden)
         _outputs(hidden, self.output, self.bias, out)
 
 
@@ -299,14 +301,13 @@ def _hidden(indptr: Array, rows: Int32, weights: Float32, table: Float32, bias: 
 
 
 @fast_kernel
-def _hidden_half(indptr: Array, rows: Int32, weights: Float32, table: UInt16, bias: Float32, out: Float32) -> None:
-    bits = np.empty(len(bias), np.int32)
-    floats = bits.view(np.float32)
+def _hidden_int8(
+    indptr: Array, rows: Int32, weights: Float32, table: Int8, scales: Float32, bias: Float32, out: Float32
+) -> None:
     for i in range(len(indptr) - 1):
         copy(out[i], bias)
         for j in range(indptr[i], indptr[i + 1]):
-            half_to_float(table[rows[j]], bits)
-            add_row(out[i], weights[j] * HALF_SCALE, floats)
+            add_int8(out[i], weights[j] * scales[rows[j]], table[rows[j]])
         for k in range(len(bias)):
             out[i, k] = max(out[i, k], np.float32(0.0))
 

@@ -128,13 +128,15 @@ class _LinearScorer:
 
 
 class _NetworkScorer:
-    """A table of rows in float16, and output layers in float32."""
+    """A table of rows, and output layers, in 8 bits, with a scale for each row."""
 
     def __init__(self, config: Config, tensors: Sequence[Tensors], device: str) -> None:
         self._width = config.hidden
         self._table = _on(np.concatenate([each["table"] for each in tensors]), device)
+        self._scales = _on(np.concatenate([each["table_scales"] for each in tensors]), device)
         self._hidden_bias = _on(np.stack([each["hidden_bias"] for each in tensors]), device)
         self._output = [_on(each["output"], device) for each in tensors]
+        self._output_scales = [_on(each["output_scales"], device) for each in tensors]
         self._bias = _on(np.stack([each["bias"] for each in tensors]), device)
 
     def logits(self, rows: Rows, n: int) -> Tensor:
@@ -143,13 +145,13 @@ class _NetworkScorer:
         used, places = torch.unique(rows.rows, return_inverse=True)
         hidden = self._hidden_bias[:, None].expand(groups, n, self._width)
         if len(used):
-            table = self._table[used].float()
+            table = self._table[used] * self._scales[used, None]
             sums = embedding_bag(places, table, rows.offsets, mode="sum", per_sample_weights=rows.weights)
             hidden = hidden + sums.view(groups, n, self._width)
         hidden = hidden.relu()
         out = torch.empty((groups, n, n_buckets), device=hidden.device)
-        for i, output in enumerate(self._output):
-            torch.addmm(self._bias[i], hidden[i], output.float().T, out=out[i])
+        for i, (output, scales) in enumerate(zip(self._output, self._output_scales, strict=True)):
+            torch.addmm(self._bias[i], hidden[i], (output * scales[:, None]).T, out=out[i])
         return out
 
 
