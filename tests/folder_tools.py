@@ -51,14 +51,17 @@ def tensors_of(config: Config, r: int = 0, rows: int = 4) -> dict[str, npt.NDArr
     }
 
 
+def int8_tensors(name: str, shape: tuple[int, int], random: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+    scales = random.random(shape[0], np.float32) / np.float32(40)
+    return {name: random.integers(-127, 128, shape, dtype=np.int8), f"{name}_scales": scales}
+
+
 def hidden_tensors(config: Config, rows: int, random: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-    tensors: dict[str, npt.NDArray[Any]] = {
-        "table": random.standard_normal((rows, config.layers[0])).astype(np.float16),
-        "hidden_bias": random.random(config.layers[0], np.float32),
-        "output": random.standard_normal((config.buckets, config.layers[-1])).astype(np.float16),
-    }
+    tensors = int8_tensors("table", (rows, config.layers[0]), random)
+    tensors |= int8_tensors("output", (config.buckets, config.layers[-1]), random)
+    tensors["hidden_bias"] = random.random(config.layers[0], np.float32)
     for i, (before, after) in enumerate(pairwise(config.layers), 1):
-        tensors[f"layer_{i}"] = random.standard_normal((after, before)).astype(np.float16)
+        tensors |= int8_tensors(f"layer_{i}", (after, before), random)
         tensors[f"layer_{i}_bias"] = random.random(after, np.float32)
     return tensors
 
@@ -141,7 +144,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """The tensors of an honest file, to be changed."""
     content = path.read_bytes()
     (length,) = struct.unpack_from("<Q", content)
-    types = {"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "I32": "i4", "I64": "i8", "F16": "f2", "F32": "f4"}
+    names = ("U8", "U16", "U32", "U64", "I8", "I32", "I64", "F16", "F32")
+    types = {name: f"{name[0].lower()}{int(name[1:]) // 8}" for name in names}
     return {
         name: np.frombuffer(content[8 + length :][slice(*tensor["data_offsets"])], types[tensor["dtype"]])
         .reshape(tensor["shape"])

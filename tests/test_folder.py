@@ -70,7 +70,7 @@ def test_the_folder_is_what_its_documentation_says(tmp_path: Path) -> None:
     data = tiny(partition=True)
     save_model(tmp_path / "model", data)
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"]) == ("machxc", 2)
+    assert (manifest["format"], manifest["version"]) == ("machxc", 3)
     assert set(manifest["files"]) | {"manifest.json"} == set(os.listdir(tmp_path / "model"))
     for name, entry in manifest["files"].items():
         content = (tmp_path / "model" / name).read_bytes()
@@ -165,12 +165,13 @@ WRONG: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "another length": (changed("bias", np.zeros(4)), r"got float32 \[4\]"),
     "more dimensions": (changed("bias", np.zeros((3, 1))), r"got float32 \[3, 1\]"),
     "no dimension": (changed("bias", 0.0), r"got float32 \[\]"),
-    "rows that differ": (changed("table", np.zeros((5, 2)), np.float16), r"'table' to be float16 \[4, 2\]"),
+    "rows that differ": (changed("table_scales", np.zeros(5), np.float32), r"'table_scales' to be float32 \[4\]"),
     "fewer slots": (changed("slots", np.zeros(7), np.int32), r"'slots' to be int32 \[8\]"),
     "NaN, 32 bits": (changed("row_weights", [1, 2, np.nan, 3]), "'row_weights' has values that are NaN or infinite"),
     "infinite, 32 bits": (changed("bias", [1, -np.inf, 3]), "'bias' has values that are NaN or infinite"),
-    "NaN, 16 bits": (changed("table", np.full((4, 2), np.nan), np.float16), "'table' has values that are NaN"),
-    "infinite, 16 bits": (changed("output", np.full((3, 2), np.inf), np.float16), "'output' has values that are NaN"),
+    "a scale of NaN": (changed("table_scales", [np.nan] * 4, np.float32), "'table_scales' has values that are NaN"),
+    "infinite scales": (changed("output_scales", [np.inf] * 3, np.float32), "'output_scales' has values that are NaN"),
+    "a table of 16 bits": (changed("table", np.zeros((4, 2)), np.float16), r"'table' to be int8 \[4, 2\], got float16"),
     "a slot below -1": (changed("slots", [-2] * 8, np.int32), r"values in \[-1, 4\), got \[-2, -2\]"),
     "a slot beyond": (changed("slots", [0] * 7 + [4], np.int32), r"values in \[-1, 4\), got \[0, 4\]"),
 }
@@ -197,7 +198,7 @@ WRONG_DEEP: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
 }
 RISE = r"'starts': expected offsets that rise from 0 to 6, each by at most 3"
 WRONG_LINEAR: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
-    "a dense table": (changed("table", np.zeros((4, 3)), np.float16, hidden=0), "expected the tensors"),
+    "a dense table": (changed("table", np.zeros((4, 3)), np.int8, hidden=0), "expected the tensors"),
     "no starts": (changed("starts", None, hidden=0), "expected the tensors"),
     "a start for each row only": (sparse([0, 2, 4, 6], 6), r"'starts' to be int64 \[5\], got int64 \[4\]"),
     "a start too many": (sparse([0, 2, 4, 6, 6, 6], 6), r"'starts' to be int64 \[5\], got int64 \[6\]"),
@@ -281,8 +282,8 @@ def test_a_damaged_bucket_of_a_wide_model_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_an_older_version_has_to_be_trained_again(tmp_path: Path) -> None:
     save_model(tmp_path / "model", tiny())
     manifest = tmp_path / "model" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version":2', '"version":1'))
-    with pytest.raises(ModelError, match="expected version 2, got 1; train the model again"):
+    manifest.write_text(manifest.read_text().replace('"version":3', '"version":2'))
+    with pytest.raises(ModelError, match="expected version 3, got 2; train the model again"):
         load_model(tmp_path / "model")
 
 

@@ -132,7 +132,7 @@ def duplicate_key_in_configuration(folder: Path) -> None:
 @attack("a key comes twice")
 def duplicate_key_in_manifest(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"version":2', '"version":2,"version":2'))
+    (folder / "manifest.json").write_text(text.replace('"version":3', '"version":3,"version":3'))
 
 
 @attack("a key comes twice")
@@ -336,7 +336,7 @@ def json_without_a_bottom(folder: Path) -> None:
     seal(folder)
 
 
-@attack("config.json: expected at most 2097152 bytes")
+@attack("config.json: expected at most 2621440 bytes")
 def configuration_of_a_gigabyte(folder: Path) -> None:
     os.truncate(folder / "config.json", 10**9)
     seal(folder)
@@ -433,14 +433,14 @@ def checksum_of_another_file(folder: Path) -> None:
     seal(folder, lambda manifest: manifest["files"][REPETITION].update(sha256="0" * 64))
 
 
-@attack("expected version 2, got 3; a newer machxc may read it")
+@attack("expected version 3, got 4; a newer machxc may read it")
 def version_to_come(folder: Path) -> None:
-    seal(folder, lambda manifest: manifest.update(version=3))
+    seal(folder, lambda manifest: manifest.update(version=4))
 
 
-@attack("expected version 2, got 1; train the model again")
+@attack("expected version 3, got 2; train the model again")
 def version_that_was(folder: Path) -> None:
-    seal(folder, lambda manifest: manifest.update(version=1))
+    seal(folder, lambda manifest: manifest.update(version=2))
 
 
 @attack("this is not a model of machxc")

@@ -316,6 +316,6 @@ def test_products_in_bfloat16_are_exact_enough(kind: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(learner, "matrix_dtype", lambda device: torch.bfloat16)
     config, others = config_for(kind), make_samples(400, 20, seed=9)
     found, kernels = trained(config)[0], train_repetition(SAMPLES, config, partition_of(config), 0)
-    assert found["output"].dtype == np.float16
+    assert found["output"].dtype == np.int8
     assert accuracy(config, found, 0, others) > accuracy(config, kernels, 0, others) - 0.03
     assert same(found, trained(config)[0])

@@ -89,7 +89,8 @@ def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, i
     width = config.layers[0] if config.hidden else config.buckets
     output = behind_table(config)
     kept = int(_kept(config, facts, rows) * rows * width)
-    stored = 4 * slots + 12 * rows + (2 * (rows * width + output) if config.hidden else _entries(config, rows, kept))
+    weights = rows * width + output + 4 * config.buckets if config.hidden else _entries(config, rows, kept)
+    stored = 4 * slots + (8 if config.hidden else 12) * rows + weights
     repetition = _weight(config) * rows * width + 4 * output + 16 * rows + _beside(config, facts, stored, kept)
     return stored, repetition, 4 * config.repetitions * output
 

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json               {"format": "machxc", "version": 2, "config": {...}, "n_samples": N, "label_kind": ...}
+    config.json               {"format": "machxc", "version": 3, "config": {...}, "n_samples": N, "label_kind": ...}
     labels.safetensors        the arrays of `LabelNames`, and of `LabelCounts`: training samples of each label
     partition.safetensors     only with a table of buckets: assignment uint32 [R, K], below B
     repetition-00000.safetensors, ...   one a repetition; layouts.py lists what is in them
@@ -61,11 +61,11 @@ from machxc.samples import Array, UInt32
 
 log = logging.getLogger("machxc.folder")
 
-FORMAT, VERSION = "machxc", 2
+FORMAT, VERSION = "machxc", 3
 CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "partition.safetensors", "manifest.json"
 
 _REPETITION = re.compile(r"repetition-([0-9]{5})\.safetensors")
-_MAX_JSON = 2 << 20  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text of 2 MB takes 60 MB
+_MAX_JSON = 5 << 19  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text takes 80 MB
 _BLOCK = 1 << 17  # entries checked in one step, or a row of more
 _ATTEMPTS = 10  # how often loading begins again when the folder is replaced meanwhile
 

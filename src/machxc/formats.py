@@ -27,7 +27,10 @@ from machxc.samples import Array
 Tensors = dict[str, Array]
 
 # the number types that a file may hold, by their safetensors names
-DTYPES = {"U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+DTYPES = {
+    "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "|i1", "I32": "<i4", "I64": "<i8", "F16": "<f2",
+    "F32": "<f4",
+}  # fmt: skip
 DTYPE_NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 _MAX_HEADER = 1 << 16  # bytes of a safetensors header: ours take a few hundred
 _BLOCK = 1 << 17  # values checked in one step

@@ -25,10 +25,12 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
     "hidden": {
         "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
         "row_weights": TensorSpec("F32", ("rows",)),
-        "table": TensorSpec("F16", ("rows", "H0")),
+        "table": TensorSpec("I8", ("rows", "H0")),  # times the scale of its row
+        "table_scales": TensorSpec("F32", ("rows",)),
         "hidden_bias": TensorSpec("F32", ("H0",)),
-        "output": TensorSpec("F16", ("B", "Hn")),
-        # and of each further layer i = 1, 2, ...: "layer_i" F16 [Hi, Hi-1], "layer_i_bias" F32 [Hi] (see `specs_of`)
+        "output": TensorSpec("I8", ("B", "Hn")),
+        "output_scales": TensorSpec("F32", ("B",)),
+        # and of each further layer i = 1, 2, ...: "layer_i" I8 [Hi, Hi-1], "layer_i_scales" and "layer_i_bias" F32 [Hi]
         "bias": TensorSpec("F32", ("B",)),
     },
     "partition": {"assignment": TensorSpec("U32", ("R", "K"), below="B")},
@@ -45,7 +47,8 @@ def specs_of(config: Config, kind: str) -> Mapping[str, TensorSpec]:
     specs = dict(TENSORS[kind])
     for i in range(1, len(config.layers)):
         name = layer_name(i)
-        specs[name], specs[f"{name}_bias"] = TensorSpec("F16", (f"H{i}", f"H{i - 1}")), TensorSpec("F32", (f"H{i}",))
+        specs[name] = TensorSpec("I8", (f"H{i}", f"H{i - 1}"))
+        specs[f"{name}_scales"] = specs[f"{name}_bias"] = TensorSpec("F32", (f"H{i}",))
     return specs
 
 

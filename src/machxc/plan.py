@@ -342,10 +342,7 @@ class _Chooser:
         if self.values["hidden"]:
             return 0.0, ""
         if self.one_to_one():
-            return (
-                0.3,
-                "a bucket for each label: smaller weights do not matter, and no other repetitions make up for them",
-            )
+            return 0.3, "a bucket for each label: many small weights tell which is next"
         few = self.facts.n_labels <= _FEW_LABELS
         return 1.0 if few else 0.5, "weights nearer to 0 change no ranking"
 

@@ -9,13 +9,10 @@ from plain import gradient_of, loss_of
 
 from machxc.compiled import fast_kernel
 from machxc.repetition.arithmetic import (
-    HALF_SCALE,
     exp_below,
     exponential,
-    half_to_float,
     sigmoid_gradient,
     softmax_gradient,
-    to_half,
 )
 from machxc.samples import Array, Float32
 
@@ -114,23 +111,3 @@ def test_gradients_of_huge_logits_are_finite(kind: str, z: list[float]) -> None:
     assert np.isfinite(loss)
     expected = gradient_of(np.clip(z, -500, 500) if kind == "bce" else np.array(z), [0], kind)
     np.testing.assert_allclose(g, expected, rtol=1e-6, atol=1e-37)
-
-
-def test_every_finite_half_is_read_exactly() -> None:
-    halves = np.arange(65536, dtype=np.uint16)
-    finite = halves[np.isfinite(halves.view(np.float16))]
-    assert len(finite) == 65536 - 2 * 1024
-    bits = np.empty(len(finite), np.int32)
-    half_to_float(finite, bits)
-    np.testing.assert_array_equal(bits.view(np.float32) * HALF_SCALE, finite.view(np.float16).astype(np.float32))
-
-
-def test_to_half_rounds_and_stays_finite() -> None:
-    x = np.concatenate([np.random.default_rng(0).normal(0, 10, 10_000), [1e6, -1e6, 65520.0, 0.0, 1e-9]]).astype(
-        np.float32
-    )
-    half = to_half(x)
-    assert half.dtype == np.float16
-    np.testing.assert_array_equal(half[:-5], x[:-5].astype(np.float16))
-    np.testing.assert_array_equal(half[-5:], np.array([65504, -65504, 65504, 0, 0], np.float16))
-    np.testing.assert_array_equal(to_half(x.reshape(5, -1)), half.reshape(5, -1))

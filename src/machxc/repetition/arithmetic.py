@@ -1,4 +1,4 @@
-"""What both models share: a vector exponential, the loss and its gradient, float16 rows read as float32.
+"""What both models share: a vector exponential, the loss and its gradient.
 
 Inner loops run over contiguous float32 vectors, which the compiler turns into vector instructions.
 """
@@ -14,18 +14,8 @@ from machxc.samples import Float32
 Int32 = npt.NDArray[np.int32]
 UInt16 = npt.NDArray[np.uint16]
 
-HALF_SCALE = np.float32(2.0**112)  # what a half's bits, moved into a float's places, must be multiplied by
-LARGEST_WEIGHT = np.float32(65000.0)  # of a feature in a sample: times HALF_SCALE it is still a float32
+LARGEST_WEIGHT = np.float32(65000.0)  # of a feature in a sample: sums of products with it are far from infinity
 BIAS_RATE = 0.1  # of the learning rate: the bias starts at the buckets' frequencies and need not go far
-
-
-def to_half(x: Float32) -> npt.NDArray[np.float16]:
-    """Round to float16; numbers beyond its range become its largest."""
-    limit = np.float32(np.finfo(np.float16).max)
-    out = np.empty(x.shape, np.float16)
-    for start in range(0, len(x), 4096):
-        out[start : start + 4096] = np.clip(x[start : start + 4096], -limit, limit)
-    return out
 
 
 @inline
@@ -128,15 +118,3 @@ def copy(z: Float32, source: Float32) -> None:
     """z = source. (As an array assignment it would bring the checks of broadcasting, slow to compile.)"""
     for b in range(len(z)):
         z[b] = source[b]
-
-
-@inline
-def half_to_float(row: UInt16, bits: Int32) -> None:
-    """Move float16 numbers, given as bits, into float32's places: ``bits`` viewed as float32, times `HALF_SCALE`.
-
-    A finite half with its exponent and fraction moved into a float's places is the same number times 2**-112; exact,
-    subnormal halves included.
-    """
-    for b in range(len(row)):
-        half = np.int32(row[b])
-        bits[b] = ((half & np.int32(0x8000)) << np.int32(16)) | ((half & np.int32(0x7FFF)) << np.int32(13))

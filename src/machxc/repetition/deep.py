@@ -13,8 +13,8 @@ import numpy as np
 from machxc.config import Config, layer_name
 from machxc.errors import SettingError
 from machxc.repetition import random
-from machxc.repetition.arithmetic import to_half
 from machxc.repetition.encode import Rows
+from machxc.repetition.int8 import as_int8
 from machxc.repetition.network import NetworkScorer, uniform
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32
@@ -71,9 +71,12 @@ class DeepLearner:
         return out
 
     def tensors(self) -> dict[str, Array]:
-        """The trained weights as they are stored: matrices in float16."""
+        """The trained weights as they are stored: matrices in 8 bits, with a scale for each row (see int8.py)."""
         kept = {name: array for name, array in self.arrays.items() if not name.endswith(("square", "squares"))}
-        return {name: to_half(array) if array.ndim == 2 else array.copy() for name, array in kept.items()}
+        stored: dict[str, Array] = {}
+        for name, array in kept.items():
+            stored |= as_int8(name, array) if array.ndim == 2 else {name: array.copy()}
+        return stored
 
 
 NEEDS_TORCH = (

@@ -14,6 +14,7 @@ import numpy as np
 from machxc.compiled import fast_kernel, inline
 from machxc.config import layer_name
 from machxc.repetition.arithmetic import copy
+from machxc.repetition.int8 import from_int8, scales_of
 from machxc.samples import Array, Float32, frozen
 
 EPSILON = 1e-6  # added to the variance: that of sparse inputs is about 1 / H, and 0 where a sample has no feature
@@ -26,12 +27,11 @@ class Layers:
     """
 
     def __init__(self, tensors: Mapping[str, Array], *, normalised: bool) -> None:
-        count = sum(name.startswith("layer_") for name in tensors) // 2
-        names = [layer_name(number) for number in range(1, count + 1)]
+        names = [name for name in map(layer_name, range(1, len(tensors))) if name in tensors]
         self._normalised = normalised
         self._biases = [frozen(tensors[name]) for name in ("hidden_bias", *(f"{name}_bias" for name in names))]
-        self._columns = [_columns(tensors[name]) for name in names]
-        self._output = _columns(tensors["output"])
+        self._columns = [_columns(tensors, name) for name in names]
+        self._output = _columns(tensors, "output")
         self._bias: Float32 = frozen(tensors["bias"])
         self.start = self._start(0)
 
@@ -53,9 +53,9 @@ class Layers:
         return np.zeros_like(bias) if self._normalised else bias
 
 
-def _columns(weights: Array) -> Float32:
+def _columns(tensors: Mapping[str, Array], name: str) -> Float32:
     """Stored weights [W, H] in float32, input by input: [H, W]."""
-    return np.ascontiguousarray(weights.astype(np.float32).T)
+    return np.ascontiguousarray(from_int8(tensors[name], tensors[scales_of(name)]).T)
 
 
 @fast_kernel

@@ -14,17 +14,14 @@ from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import (
     BIAS_RATE,
-    HALF_SCALE,
     Int32,
-    UInt16,
     add_row,
     copy,
-    half_to_float,
     sigmoid_gradient,
     softmax_gradient,
-    to_half,
 )
 from machxc.repetition.encode import Rows
+from machxc.repetition.int8 import Int8, add_int8, as_int8
 from machxc.repetition.layers import Layers, activate, products
 from machxc.repetition.random import draw
 from machxc.repetition.targets import Targets
@@ -98,11 +95,11 @@ class NetworkLearner:
         return out
 
     def tensors(self) -> dict[str, Array]:
-        """The trained weights as they are stored: tables in float16."""
+        """The trained weights as they are stored: tables in 8 bits, with a scale for each row (see int8.py)."""
         return {
-            "table": to_half(self.table),
+            **as_int8("table", self.table),
             "hidden_bias": self.hidden_bias.copy(),
-            "output": to_half(self.output),
+            **as_int8("output", self.output),
             "bias": self.bias.copy(),
         }
 
@@ -111,13 +108,14 @@ class NetworkScorer:
     """A trained repetition with hidden layers: scores from its stored, possibly memory-mapped, tensors."""
 
     def __init__(self, tensors: dict[str, Array], *, normalised: bool = False) -> None:
-        self._table: UInt16 = frozen(tensors["table"].view(np.uint16))
+        self._table: Int8 = frozen(tensors["table"])
+        self._scales: Float32 = frozen(tensors["table_scales"])
         self._layers = Layers(tensors, normalised=normalised)
 
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
         sums = np.empty((len(rows), self._table.shape[1]), np.float32)
-        _sums_half(rows.indptr, rows.rows, rows.weights, self._table, self._layers.start, sums)
+        _sums_int8(rows.indptr, rows.rows, rows.weights, self._table, self._scales, self._layers.start, sums)
         self._layers.logits(sums, out)
 
 
@@ -299,11 +297,10 @@ def _sums(indptr: Array, rows: Int32, weights: Float32, table: Float32, start: F
 
 
 @fast_kernel
-def _sums_half(indptr: Array, rows: Int32, weights: Float32, table: UInt16, start: Float32, out: Float32) -> None:
-    bits = np.empty(len(start), np.int32)
-    floats = bits.view(np.float32)
+def _sums_int8(
+    indptr: Array, rows: Int32, weights: Float32, table: Int8, scales: Float32, start: Float32, out: Float32
+) -> None:
     for i in range(len(indptr) - 1):
         copy(out[i], start)
         for j in range(indptr[i], indptr[i + 1]):
-            half_to_float(table[rows[j]], bits)
-            add_row(out[i], weights[j] * HALF_SCALE, floats)
+            add_int8(out[i], weights[j] * scales[rows[j]], table[rows[j]])

@@ -206,12 +206,14 @@ class _LinearScorer:
 
 
 class _NetworkScorer:
-    """A table of rows in float16, and output layers in float32."""
+    """A table of rows, and output layers, in 8 bits, with a scale for each row."""
 
     def __init__(self, config: Config, tensors: Sequence[Tensors], device: str) -> None:
         self._width, self._units = config.layers[0], StoredUnits(config, tensors, device)
         self._table = _joined([_on(each["table"], device) for each in tensors])
+        self._scales = _joined([_on(each["table_scales"], device) for each in tensors])
         self._output = [_on(each["output"], device) for each in tensors]
+        self._output_scales = [_on(each["output_scales"], device) for each in tensors]
         self._bias = _on(np.stack([each["bias"] for each in tensors]), device)
 
     def logits(self, rows: Rows, n: int) -> Tensor:
@@ -220,13 +222,13 @@ class _NetworkScorer:
         used, places = torch.unique(rows.rows, return_inverse=True)
         hidden = torch.zeros((groups, n, self._width), device=self._bias.device)
         if len(used):
-            table = self._table[used].float()
+            table = self._table[used] * self._scales[used, None]
             sums = embedding_bag(places, table, rows.offsets, mode="sum", per_sample_weights=rows.weights)
             hidden = hidden + sums.view(groups, n, self._width)
         hidden = self._units(hidden)
         out = torch.empty((groups, n, n_buckets), device=hidden.device)
-        for i, output in enumerate(self._output):
-            torch.addmm(self._bias[i], hidden[i], output.float().T, out=out[i])
+        for i, (output, scales) in enumerate(zip(self._output, self._output_scales, strict=True)):
+            torch.addmm(self._bias[i], hidden[i], (output * scales[:, None]).T, out=out[i])
         return out
 
 

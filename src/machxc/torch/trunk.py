@@ -15,6 +15,7 @@ import torch
 
 from machxc.config import Config, layer_name
 from machxc.repetition import random
+from machxc.repetition.int8 import scales_of
 from machxc.repetition.layers import EPSILON
 from machxc.samples import Array
 from machxc.torch.batches import Batch
@@ -180,14 +181,16 @@ class StoredUnits:
     def __init__(self, config: Config, tensors: Sequence[Mapping[str, Array]], device: str) -> None:
         names = [layer_name(number) for number in range(1, len(config.layers))]
         self._normalised = config.normalisation == "layer"
-        self._layers = [(_stacked(tensors, name, device), _stacked(tensors, f"{name}_bias", device)) for name in names]
+        self._layers = [
+            tuple(_stacked(tensors, each, device) for each in (name, scales_of(name), f"{name}_bias")) for name in names
+        ]
         self._bias = _stacked(tensors, "hidden_bias", device)
 
     def __call__(self, sums: Tensor) -> Tensor:
         """Units of the last layer float32 [G, n, H] of the sums of input rows float32 [G, n, H1]."""
         units = self._units(sums, self._bias)
-        for weights, bias in self._layers:
-            units = self._units(torch.bmm(units, weights.float().transpose(1, 2)), bias)
+        for weights, scales, bias in self._layers:
+            units = self._units(torch.bmm(units, (weights * scales[:, :, None]).transpose(1, 2)), bias)
         return units
 
     def _units(self, sums: Tensor, bias: Tensor) -> Tensor:
