@@ -33,6 +33,7 @@ from machxc.partition import HashPartition
 from machxc.repetition.checkpoint import learner_of
 from machxc.repetition.deep import DeepLearner
 from machxc.repetition.encode import Encoder
+from machxc.repetition.int8 import from_int8, to_int8
 from machxc.run import train_run
 from machxc.samples import Samples
 from machxc.testing import make_samples, make_texts
@@ -151,10 +152,15 @@ def test_steps_go_down_the_gradients(kind: str, shape: dict[str, Any], n: int) -
 def test_logits_are_those_of_the_kernels(kind: str, shape: dict[str, Any]) -> None:
     config = plain_config(loss=kind, **shape)
     made, samples = group(config, [0, 4]), plain_samples(*random_inputs(30, 5)[:2])
+    learners = [start(config, seed) for seed in (0, 4)]
+    for i, learner in enumerate(learners):
+        for matrix in (array for array in learner.arrays.values() if array.ndim == 2):
+            matrix[:] = from_int8(*to_int8(matrix))  # as they are stored, of which a learner's logits are
+        made.set(i, learner)
     found = made.logits(batch_of(samples, "cpu"))
-    for i, seed in enumerate([0, 4]):  # those are of weights in float16
-        expected = start(config, seed).logits(plain_encoder()(samples.features))
-        np.testing.assert_allclose(found[i].numpy(), expected, rtol=5e-3, atol=5e-3)
+    for scores, learner in zip(found, learners, strict=True):
+        expected = learner.logits(plain_encoder()(samples.features))
+        np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 @SHAPES
@@ -164,10 +170,10 @@ def test_a_step_that_is_taken_in_parts_is_the_same(shape: dict[str, Any], monkey
     whole.train(batch, 0.3, 0)
     original = loss.gradient_
 
-    def short(z: Any, wanted: Any, *, softmax: bool) -> Any:
+    def short(z: Any, wanted: Any, **how: Any) -> Any:
         if len(z) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return original(z, wanted, softmax=softmax)
+        return original(z, wanted, **how)
 
     monkeypatch.setattr("machxc.torch.learner.gradient_", short)
     parts.train(batch, 0.3, 0)

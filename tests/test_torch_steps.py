@@ -325,7 +325,7 @@ def test_memory_that_is_short_here_and_there_changes_nothing_but_roundings(
         (GroupTargets, ["__call__"]),
         (layers.Output, ["logits", "gradients", "add"]),
         (layers.Table, ["sums"]),
-        (learner, ["gradient_", "turned"]),
+        (learner, ["gradient_", "for_step"]),
     ):
         for name in names:
             monkeypatch.setattr(owner, name, unreliable(getattr(owner, name)))

@@ -17,9 +17,9 @@ from machxc.model import partition_of
 from machxc.partition import Partition
 from machxc.repetition import associations, counting
 from machxc.repetition.associations import DOUBT, MOST_LEFT_OUT, STRENGTH, table_of
-from machxc.repetition.chunks import MOST_ROWS
+from machxc.repetition.chunks import MEMBERS, MOST_ROWS
 from machxc.repetition.counting import count_repetition
-from machxc.repetition.counts import LENGTH, MEMBERS, POWER, Counts, Pairs
+from machxc.repetition.counts import LENGTH, POWER, Counts, Pairs
 from machxc.repetition.encode import Encoder
 from machxc.samples import Array, Samples
 from machxc.testing import make_samples

@@ -14,6 +14,7 @@ from plain import Float64, config_of, random_samples, rows_of, targets_of
 from machxc.errors import SettingError
 from machxc.repetition.checkpoint import learner_of
 from machxc.repetition.deep import DeepLearner
+from machxc.repetition.int8 import as_int8
 from machxc.repetition.loop import train_repetition
 from machxc.repetition.scorer import scorer_of
 from machxc.samples import Array
@@ -32,15 +33,20 @@ def tensors_of(sizes: tuple[int, ...], seed: int, scale: float = 1.0) -> dict[st
         tensors[f"layer_{i}"] = random.normal(0, np.sqrt(2 / before), (after, before))
         tensors[f"layer_{i}_bias"] = random.normal(0, 0.3, after)
     tensors |= {"output": random.normal(0, 1, (BUCKETS, sizes[-1])), "bias": random.normal(0, 1, BUCKETS)}
-    return {name: array.astype(np.float16 if array.ndim == 2 else np.float32) for name, array in tensors.items()}
+    stored: dict[str, Array] = {}
+    for name, array in tensors.items():
+        stored |= as_int8(name, array.astype(np.float32)) if array.ndim == 2 else {name: array.astype(np.float32)}
+    return stored
 
 
 def plain_logits(tensors: dict[str, Array], row: Row, *, normalised: bool) -> Float64:
     """The bucket scores of one sample, as the formula says."""
     exact = {name: array.astype(np.float64) for name, array in tensors.items()}
+    for name in [name for name in exact if exact[name].ndim == 2]:
+        exact[name] *= exact[f"{name}_scales"][:, None]
     x = sum((w * exact["table"][i] for i, w in row), np.zeros(exact["table"].shape[1]))
     h = plain_units(x, exact["hidden_bias"], normalised)
-    for i in range(1, 1 + sum(name.startswith("layer_") for name in tensors) // 2):
+    for i in range(1, 1 + sum(name.startswith("layer_") for name in tensors) // 3):
         h = plain_units(exact[f"layer_{i}"] @ h, exact[f"layer_{i}_bias"], normalised)
     return np.asarray(exact["output"] @ h + exact["bias"])
 
@@ -106,10 +112,10 @@ def test_every_repetition_and_layer_starts_elsewhere() -> None:
 def test_what_is_stored() -> None:
     stored = started(hidden=[6, 5, 4]).tensors()
     assert {name: (str(array.dtype), array.shape) for name, array in stored.items()} == {
-        "table": ("float16", (500, 6)), "hidden_bias": ("float32", (6,)),
-        "layer_1": ("float16", (5, 6)), "layer_1_bias": ("float32", (5,)),
-        "layer_2": ("float16", (4, 5)), "layer_2_bias": ("float32", (4,)),
-        "output": ("float16", (BUCKETS, 4)), "bias": ("float32", (BUCKETS,)),
+        "table": ("int8", (500, 6)), "table_scales": ("float32", (500,)), "hidden_bias": ("float32", (6,)),
+        "layer_1": ("int8", (5, 6)), "layer_1_scales": ("float32", (5,)), "layer_1_bias": ("float32", (5,)),
+        "layer_2": ("int8", (4, 5)), "layer_2_scales": ("float32", (4,)), "layer_2_bias": ("float32", (4,)),
+        "output": ("int8", (BUCKETS, 4)), "output_scales": ("float32", (BUCKETS,)), "bias": ("float32", (BUCKETS,)),
     }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ from machxc.config import Config
 from machxc.model import partition_of
 from machxc.partition import Partition
 from machxc.repetition import counting, leave_one_out
+from machxc.repetition.chunks import MEMBERS
 from machxc.repetition.counting import count_repetition
-from machxc.repetition.counts import LENGTH, MEMBERS, POWER, PRIOR, UNSEEN, Counts, Pairs
+from machxc.repetition.counts import LENGTH, POWER, PRIOR, UNSEEN, Counts, Pairs
 from machxc.repetition.encode import Encoder
 from machxc.repetition.leave_one_out import CANDIDATES, PRIOR_RATE, RATE, Learnt
 from machxc.samples import Array, Samples

@@ -90,7 +90,7 @@ def _step(config: Config, facts: Facts, n: int, at_a_time: int, item: int) -> in
     if not hidden:
         return int(max(encoding, ROW * n * values + 4 * n * n_buckets))
     copies, logits = (item if item < 4 else 0) * n * hidden, item * at_a_time * n_buckets
-    each = 4 + item + (4 if config.normalisation == "layer" else 0)  # what is normalised is kept, too
+    each = 4 + item + (8 if config.normalisation == "layer" else 0)  # what is normalised is kept, and multiplied
     units = each * n * hidden + max(n * hidden, copies + logits)  # a mask of them, once the logits are gone
     return int(max(encoding, ROW * n * values + units + item * behind_table(config)))
 

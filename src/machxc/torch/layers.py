@@ -109,10 +109,13 @@ class Turned:
     weights: Tensor
 
 
-def turned(rows: Rows | Matrix) -> Turned | Matrix:
-    """Rows by row instead of by bag; a matrix has them either way."""
-    if isinstance(rows, Matrix):
-        return rows
+def for_step(inputs: Rows | Matrix) -> Turned | Matrix:
+    """Inputs as `Table.backward` takes them."""
+    return inputs if isinstance(inputs, Matrix) else turned(inputs)
+
+
+def turned(rows: Rows) -> Turned:
+    """Rows by row instead of by bag."""
     by_row, order = torch.sort(rows.rows, stable=True)
     used, counts = torch.unique_consecutive(by_row, return_counts=True)
     return Turned(used, counts, torch.cumsum(counts, 0), rows.bags[order], rows.weights[order])

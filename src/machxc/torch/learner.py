@@ -22,7 +22,7 @@ from machxc.repetition.encode import Encoder
 from machxc.samples import Array
 from machxc.torch.batches import Batch
 from machxc.torch.encode import GroupEncoder, GroupTargets
-from machxc.torch.layers import Bias, Output, OutputGradients, Table, turned
+from machxc.torch.layers import Bias, Output, OutputGradients, Table, for_step
 from machxc.torch.loss import gradient_
 from machxc.torch.memory import give_back, tell_of
 from machxc.torch.trunk import DeepTrunk, SparseTrunk, Step, Trunk, Views
@@ -160,7 +160,7 @@ class LinearGroup(Group):
 
     def _step(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         of_bias = gradient.sum(dim=1)
-        step_rows = self.table.backward(turned(known), gradient.view(-1, self.config.buckets), rate)
+        step_rows = self.table.backward(for_step(known), gradient.view(-1, self.config.buckets), rate)
 
         def step() -> None:
             step_rows()

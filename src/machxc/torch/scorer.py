@@ -129,7 +129,7 @@ class DeviceModel(Model):
     def _fitting(self, features: Features, k: int) -> int:
         """How many queries there should be memory for."""
         n_features, n_repetitions, config = len(features.indices) / len(features), self.n_repetitions, self.config
-        numbers = 4 * config.buckets + 3 * sum(config.layers)
+        numbers: float = 4 * config.buckets + 3 * sum(config.layers)
         numbers += sum(config.layers[:1]) * n_features  # at most: samples share rows of the table
         each = n_repetitions * (4 * numbers + 100 * n_features) + _ROOM * k
         free = free_bytes(self._device)

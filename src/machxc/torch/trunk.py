@@ -21,7 +21,7 @@ from machxc.samples import Array
 from machxc.torch.batches import Batch
 from machxc.torch.bits import signed
 from machxc.torch.encode import GroupEncoder
-from machxc.torch.layers import Bias, Dense, Table, turned
+from machxc.torch.layers import Bias, Dense, Table, for_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ class SparseTrunk:
         rows = self.encoder.inputs(batch, part, epoch)
         sums = self.table.sums(rows).view(-1, len(batch), self.table.width)
         units, known = self.units.forward(sums, batch, part, epoch)
-        return units, None if epoch is None else (turned(rows), known)
+        return units, None if epoch is None else (for_step(rows), known)
 
     def backward(self, known: Any, part: slice, gradient: Tensor, rate: float) -> Step:
         """What takes a step of the rows and the bias."""
@@ -208,9 +208,10 @@ def normalise_(sums: Tensor) -> Tensor:
 
 
 def _through_normalisation(gradient: Tensor, normalised: Tensor, scales: Tensor) -> Tensor:
-    """From the gradient of what is normalised to that of what was given."""
+    """From the gradient of what is normalised to that of what was given, in place."""
     along = (gradient * normalised).mean(dim=2, keepdim=True)
-    return (gradient - gradient.mean(dim=2, keepdim=True) - normalised * along) * scales
+    gradient.sub_(gradient.mean(dim=2, keepdim=True))
+    return gradient.sub_(normalised * along).mul_(scales)
 
 
 def _backward(layer: Dense, part: slice, inputs: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Step]:
