@@ -26,7 +26,7 @@ from machxc.repetition.linear import LinearScorer
 from machxc.repetition.scorer import Scorer, scorer_of
 from machxc.retrieval.rows import RowRanker
 from machxc.retrieval.single import is_single
-from machxc.samples import Array, Features, Float32, Int64, UInt32
+from machxc.samples import Array, Features, Float32, Int64, UInt32, frozen
 from machxc.torch.device import answering_device
 
 log = logging.getLogger("machxc.model")
@@ -138,6 +138,8 @@ class Model:
         """The bucket scores of each query, before softmax or sigmoid: float32 [n, R, B]. ``jobs``: threads."""
         self._check(features)
         out = np.empty((len(features), self.n_repetitions, self.config.buckets), np.float32)
+        indptr, indices, values = (frozen(array) for array in (features.indptr, features.indices, features.values))
+        features = Features(indptr, indices, values, features.n_features)  # once, and not in every repetition
 
         def score(place: int) -> None:
             encoder, scorer = self._scorers[place]

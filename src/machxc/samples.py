@@ -116,6 +116,8 @@ class Samples:
 
 def frozen(array: Array) -> Any:
     """A read-only view: so that one compiled kernel serves memory-mapped arrays, which are read-only, and others."""
+    if type(array) is np.ndarray and not array.flags.writeable:
+        return array
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view

@@ -56,10 +56,12 @@ class Encoder:
         self, features: Features, order: Int64 | None = None, dropout: float = 0.0, state: np.uint64 = NO_DRAWS
     ) -> Rows:
         """Encode the samples ``order`` (int64 [n], default all in order); dropout leaves features out at random."""
-        order = np.arange(len(features), dtype=np.int64) if order is None else order
-        lengths = np.maximum(features.indptr[order + 1] - features.indptr[order], 0)  # below: of a file cut meanwhile
+        if order is None:
+            order, size = np.arange(len(features), dtype=np.int64), len(features.indices)
+        else:  # a length below 0 is that of a file that was cut meanwhile
+            size = int(np.maximum(features.indptr[order + 1] - features.indptr[order], 0).sum())
         indptr = np.zeros(len(order) + 1, np.int64)
-        rows = np.empty(int(lengths.sum()), np.int32)
+        rows = np.empty(size, np.int32)
         weights = np.empty(len(rows), np.float32)
         used = _encode(
             frozen(features.indptr), frozen(features.indices), frozen(features.values), order,
@@ -118,7 +120,8 @@ def _row_weights(counts: UInt32, squares: Array, kept: Array, n: int, config: Co
 
 def encoder_of(config: Config, r: int, tensors: dict[str, Array]) -> Encoder:
     """The encoder of a trained repetition."""
-    return Encoder(*slot_hash(config, r), tensors["slots"], tensors["row_weights"], config.sublinear_tf, config.l2)
+    slots, row_weights = frozen(tensors["slots"]), frozen(tensors["row_weights"])
+    return Encoder(*slot_hash(config, r), slots, row_weights, config.sublinear_tf, config.l2)
 
 
 @kernel

@@ -115,26 +115,27 @@ class LinearScorer:
         self.entries: Entries = frozen(tensors["entries"])
         self.levels: Float32 = frozen(tensors["levels"])
         self.bias: Float32 = frozen(tensors["bias"])
+        self._no_table: Float32 = np.empty((0, len(self.bias)), np.float32)
 
     def logits(self, rows: Rows, out: Float32) -> None:
         """Bucket scores before softmax or sigmoid, into ``out`` float32 [n, B] (rows of it contiguous)."""
         given = (rows.indptr, rows.rows, rows.weights, self.starts, self.entries, self.levels, self.bias)
         if self.entries.dtype == np.uint16:
-            _score_narrow(*given, self._busiest(rows), out)
+            _score_narrow(*given, self._no_table if len(rows) < _FEWEST_TO_UNPACK else self._busiest(rows), out)
         else:
             _score_wide(*given, out)
 
     def _busiest(self, rows: Rows) -> Float32:
         """The weights of the first rows, those that samples have most, as a table: float32 [m, B].
 
-        None of them (m = 0) where there are too few samples to unpack them for.
+        None of them (m = 0) where samples have too little of them to unpack them for.
         """
         n_buckets = len(self.bias)
         m = min(len(self.starts) - 1, _UNPACKED // n_buckets)
-        pairs = rows.rows[rows.rows < m] if len(rows) >= _FEWEST_TO_UNPACK else rows.rows[:0]
+        pairs = rows.rows[rows.rows < m]
         entries = int(np.diff(self.starts[: m + 1])[pairs].sum())  # that would be read one by one
         if entries <= int(self.starts[m]) + (len(pairs) + m) * n_buckets // _AT_ONCE:
-            return np.empty((0, n_buckets), np.float32)
+            return self._no_table
         table = np.zeros((m, n_buckets), np.float32)
         _unpack_rows(self.starts, self.entries, self.levels, table)
         return table
