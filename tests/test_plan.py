@@ -131,6 +131,21 @@ def test_many_labels_share_buckets() -> None:
     assert config.repetitions > 4
 
 
+@pytest.mark.parametrize(
+    ("k", "buckets", "repetitions", "prune", "rate"),
+    [(256, 256, 4, 0.3, 3.0), (257, 250, 24, 1.0, 5.0), (1000, 250, 24, 1.0, 5.0), (1001, 250, 32, 0.5, 5.0)],
+)
+def test_the_fewer_labels_share_buckets_the_fewer_weights_are_kept(
+    k: int, buckets: int, repetitions: int, prune: float, rate: float
+) -> None:
+    facts = dataclasses.replace(TITLES, n_samples=20_000, n_labels=k, n_seen=k)
+    config = plan_of(facts).config
+    assert (config.buckets, config.repetitions, config.prune) == (buckets, repetitions, prune)
+    assert config.learning_rate == rate
+    hidden = plan_of(facts, Settings(hidden=64)).config
+    assert (hidden.repetitions, hidden.prune) == (min(repetitions, 16), 0.0)
+
+
 def test_every_column_gets_a_slot_where_there_is_room() -> None:
     for n_features in (1, 2, 30, 1000, 1024, 1025):
         config = plan_of(dataclasses.replace(FEW, n_features=n_features)).config

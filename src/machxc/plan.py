@@ -295,7 +295,7 @@ class _Chooser:
         if self.facts.n_labels <= _ONE_TO_ONE:
             return 4, "nothing shares a bucket; a few repetitions steady the scores"
         n = self.facts.n_samples
-        few = 16 if self.values["hidden"] else 32
+        few = 16 if self.values["hidden"] else 24 if self.facts.n_labels <= _FEW_LABELS else 32
         return few if n < _FEW_SAMPLES else 16 if n < _MANY_MORE_SAMPLES else 8, f"{n:,} samples"
 
     def _negatives(self) -> tuple[int, str]:
