@@ -52,7 +52,7 @@ _PARABEL, _BONSAI = "omikuji Parabel", "omikuji Bonsai"
 
 METHODS = (
     _ours("machxc", "defaults"),
-    _ours("machxc-prune", "weights below 1 dropped (defaults: 0.3 to 1)", "--prune", "1"),
+    _ours("machxc-prune", "weights below 1 dropped (defaults: 0.3 to 0.7)", "--prune", "1"),
     _ours("machxc-r4", "4 repetitions, by gradient", "--repetitions", "4", "--learner", "gradient"),
     _ours("machxc-r16", "16 repetitions, by gradient", "--repetitions", "16", "--learner", "gradient"),
     _omikuji("omikuji-parabel", _PARABEL, "defaults: 3 balanced trees"),

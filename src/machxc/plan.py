@@ -344,7 +344,7 @@ class _Chooser:
         if self.one_to_one():
             return 0.3, "a bucket for each label: many small weights tell which is next"
         few = self.facts.n_labels <= _FEW_LABELS
-        return 1.0 if few else 0.5, "weights nearer to 0 change no ranking"
+        return 0.7 if few else 0.5, "weights nearer to 0 change no ranking"
 
     def _min_count(self) -> tuple[int, str]:
         f = self.facts
@@ -359,7 +359,9 @@ class _Chooser:
         most = _MOST_COUNTED_BITS if self.counted() else _MOST_BITS
         if f.n_features <= 1 << most:
             return max(1, (f.n_features - 1).bit_length()), f"{f.n_features:,} features: a slot for each"
-        wanted = max(1, 2 * f.rows(self.values["min_count"]))
+        few = f.n_samples < _FEW_SAMPLES and f.n_labels <= _FEW_LABELS and not self.counted()
+        room = 1 if few else 2  # a feature that collides in one repetition hardly does in the many others
+        wanted = max(1, room * f.rows(self.values["min_count"]))
         bits = min(most, max(_FEW_BITS, (wanted - 1).bit_length()))
         return bits, f"{2**bits:,} slots for {f.rows(self.values['min_count']):,} features"
 
