@@ -58,7 +58,8 @@ _FIRST_PROBE = 1_000_000.0  # cost: see `_price`
 _FIRST_SHARE = 0.25  # of what is for probes, if that is less
 _DEEPER = 4.0  # times the cost of the last probe is that of the next
 _OF_PROOF, _OF_LIMIT = 1 / 16, 1 / 8  # what a probe may cost, of the proof planned, or of the limit where there is none
-_PROMISING, _HOPEFUL = 1 / 2, 8.0  # such a part of the limit is a proof to hope for: so many times as much for probes
+_SURE = 1 / 2  # of the limit: a proof planned to take longer may take longer than what it replaces, as far as plans err
+_HOPEFUL = 8.0  # times as much is for probes where a proof is to be hoped for
 _PROBE, _PLAN, _HOPE, _PROVE, _LAST = 0, 1, 2, 3, 4  # steps of a query
 _PROBE_BITS, _CROWDED = 21, 2.4  # of a label, that tell its cell in a probe: more if so many members come to a cell
 _SHARE = 0.5  # of a probe for members, the rest is for scoring
@@ -154,8 +155,9 @@ def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: f
             if step >= _PROVE:
                 return bool(step == _PROVE)
             probes, limit = probes - size, limit - size
-        cost = _plan(one, lookup, _hope(one) if step == _HOPE else np.float64(one.best_scores[0]), limit)
-        if step != _HOPE and cost == limit:
+        most = limit if bounded else _SURE * limit
+        cost = _plan(one, lookup, _hope(one) if step == _HOPE else np.float64(one.best_scores[0]), most)
+        if step != _HOPE and cost == most:
             if n_listed < min(_MOST_LISTED, _to_open(lookup, min(limit, _AHEAD * size))):
                 wanted, step = 4 * n_listed, _PLAN
                 continue
@@ -163,13 +165,13 @@ def _sieve_one(one: _Sieve, lookup: Lookup, seen: Array, probes: float, limit: f
                 step = _HOPE
                 continue
         if step == _HOPE:
-            hopeful, cost = cost < _PROMISING * limit, limit
+            hopeful, cost = cost < most, most
             probes *= _HOPEFUL if hopeful else 1.0
-        worth = _OF_PROOF * cost if cost < limit else _OF_LIMIT * limit if bounded else probes
+        worth = _OF_PROOF * cost if cost < most else _OF_LIMIT * limit if bounded else probes
         if _DEEPER * size <= worth:
             size, step = _DEEPER * size, _PROBE
             wanted = _to_open(lookup, size)
-        elif cost < limit:
+        elif cost < most:
             step = _PROVE
         elif bounded:
             size, step = limit, _LAST
