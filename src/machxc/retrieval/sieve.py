@@ -17,8 +17,8 @@ of the fullest cells, to find a k-th best score: often it is the final one. Give
 number of cells, that make the proof cheapest. Opening one more bucket costs the same in every repetition, so the levels
 are those of a Lagrange multiplier: each repetition minimises its open buckets + multiplier * next[r]. Last the *proof*:
 all labels that have their dues are scored. How full cells are by chance is known beforehand, after each size of gain:
-what has fallen into one is a compound Poisson distribution. If a plan says that the proof would take longer than a scan
-of all labels, nothing is proven and the caller scans.
+what has fallen into one is a compound Poisson distribution. If a plan says that the proof would take more than half of
+a scan of all labels, nothing is proven and the caller scans.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def sieve(
 
     If not, they are good labels with their scores, but better ones may be missing. ``values`` float32 [n, R, B];
     ``limit``: how many members of buckets may be looked at (a label that is scored counts for 25), ``probes`` of them
-    before the proof; ``best_scores`` and ``best_labels`` [n, k] as in `machxc.retrieval.scan.scan`; ``proven`` bool
-    [n].
+    before the proof, or eight times that where a proof is to be hoped for; ``best_scores`` and ``best_labels`` [n, k]
+    as in `machxc.retrieval.scan.scan`; ``proven`` bool [n].
     """
     n, n_repetitions, n_buckets = values.shape
     tops = new_tops(n_repetitions, min(2 * _MOST_LISTED, n_repetitions * n_buckets))
