@@ -22,9 +22,11 @@ FAST_CACHE = 16 << 20  # bytes of weights that stay in a core's share of the cac
 LINEAR_RATES, HIDDEN_RATES = (28e9, 11e9), (60e9, 35e9)
 REPEATED = -0.25  # of the meetings of features and buckets, the share that are the first: samples a label to this power
 ALL_ADDED, ADDED = 28.0, 1.4  # features a sample with which associations double the entries; power of fewer
-COUNTING = 60e-9  # seconds a meeting, where weights are counted
-LEAVING_OUT, MOST_LEAVING_OUT = 40e-12, 0.7e-3  # seconds a left-out sample: for a feature in the data, and at most
-ASSOCIATING = 1.4e-6  # seconds a feature of a sample that shows what goes with what
+# where weights are counted: seconds a (sample, label) pair, and a meeting, of entries in the caches and in memory
+PER_PAIR, COUNTING = 0.5e-6, (60e-9, 210e-9)
+LEAVING_OUT = (40e-6, 33e-12, 0.7e-3)  # seconds a left-out sample: at least, more for a feature in the data, at most
+OFTEN = 16  # samples of a feature from which on it is associated (FEWEST_MET)
+ASSOCIATING, TABLE = 1.4e-6, 25e-9  # seconds a feature of a sample that shows what goes with what, and a pair of these
 PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
 READING = 0.4e-6  # seconds a feature of a text, to read it and to hash it
 STARTING = 1.2  # seconds to start, and to load compiled kernels
@@ -119,8 +121,7 @@ def _weight(config: Config) -> int:
 
 def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, int, int]:
     """As `_learnt`, where weights are counted: an entry for each distinct pair of a feature and a bucket that met."""
-    guess = int(_meetings(facts) * min(1.0, max(1.0, facts.per_label) ** REPEATED))
-    entries = guess if facts.n_met is None else facts.n_met
+    entries = _first_meetings(facts)
     added = _added(config, facts, entries)
     stored = 4 * slots + 12 * rows + _entries(config, rows, entries + added) + 4 * config.buckets
     pairs = 12 * facts.n_pairs + 16 * facts.n_samples
@@ -155,6 +156,12 @@ def bytes_of_samples(facts: Facts) -> int:
 def _meetings(facts: Facts) -> float:
     """How often a feature meets a label in a sample."""
     return facts.per_sample * facts.n_pairs
+
+
+def _first_meetings(facts: Facts) -> int:
+    """How many features and labels meet at all: those that were counted, or a guess."""
+    guess = int(_meetings(facts) * min(1.0, max(1.0, facts.per_label) ** REPEATED))
+    return guess if facts.n_met is None else facts.n_met
 
 
 def _chunk(facts: Facts) -> int:
@@ -208,13 +215,11 @@ def _kept(config: Config, facts: Facts, rows: int) -> float:
 def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
     """Start and reading; then the bytes that the kernels move, over the rate at which they were seen to move them.
 
-    Where weights are counted: a time for each meeting.
+    Where weights are counted: a time for each pair of a sample and a label, and each meeting.
     """
     before = STARTING + READING * facts.n_values
     if config.learner == "counts":
-        learning = config.left_out * min(MOST_LEAVING_OUT, LEAVING_OUT * facts.n_values)
-        learning += ASSOCIATING * min(config.associations, facts.n_pairs) * facts.per_sample
-        return before + config.repetitions * (COUNTING * _meetings(facts) + learning)
+        return before + config.repetitions * (_counting_seconds(facts) + _learning_seconds(config, facts))
     width = config.layers[0] if config.hidden else config.buckets
     outputs = min(config.buckets, config.negatives + 2) if config.negatives else config.buckets
     of_output = 16 if config.negatives else 8  # all outputs: half of the hidden units are 0, and are not read
@@ -223,3 +228,20 @@ def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
     rate = (HIDDEN_RATES if config.hidden else LINEAR_RATES)[_weight(config) * rows * width > FAST_CACHE]
     trained = config.repetitions * config.epochs * facts.n_samples
     return before + trained * (PER_SAMPLE + moved / rate)
+
+
+def _counting_seconds(facts: Facts) -> float:
+    return PER_PAIR * facts.n_pairs + COUNTING[8 * _first_meetings(facts) > FAST_CACHE] * _meetings(facts)
+
+
+def _learning_seconds(config: Config, facts: Facts) -> float:
+    """What counting cannot tell, learnt from some samples; the features that are associated are those of many buckets.
+
+    Of the features that three samples have, 3 in n have n samples (Zipf's law).
+    """
+    least, more, most = LEAVING_OUT
+    learning = config.left_out * min(most, least + more * facts.n_values)
+    if not config.associations:
+        return learning
+    rows = min(MOST_ROWS, facts.n_frequent * 3 / OFTEN)
+    return learning + ASSOCIATING * min(config.associations, facts.n_pairs) * facts.per_sample + TABLE * rows**2
