@@ -74,8 +74,7 @@ def group(config: Config, samples: Samples) -> Group:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("f", [4, 40])
+@pytest.mark.parametrize(("kind", "f"), [("linear", 4), ("linear-few", 40), ("network", 40), ("network-wide", 4)])
 def test_the_bytes_of_a_device_are_those_that_are_allocated(kind: str, f: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (layers, loss):  # what Triton's kernels hold in registers
         monkeypatch.setattr(module, "_CHUNK", 1 << 12)
