@@ -178,7 +178,7 @@ WRONG: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
 DEEP = {"hidden": [4, 3, 2], "normalisation": "layer"}
 
 
-def deep(name: str, array: npt.ArrayLike | None, dtype: Any = np.float16) -> dict[str, npt.NDArray[Any]]:
+def deep(name: str, array: npt.ArrayLike | None, dtype: Any = np.int8) -> dict[str, npt.NDArray[Any]]:
     tensors = tensors_of(config_of(**DEEP))
     tensors.pop(name, None)
     return tensors if array is None else {**tensors, name: np.asarray(array, dtype)}
@@ -188,12 +188,12 @@ WRONG_DEEP: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "a layer less": (deep("layer_2", None), "expected the tensors"),
     "a layer more": (deep("layer_3", np.zeros((2, 2))), "expected the tensors"),
     "a layer without its bias": (deep("layer_1_bias", None), "expected the tensors"),
-    "a layer the other way round": (deep("layer_1", np.zeros((4, 3))), r"'layer_1' to be float16 \[3, 4\]"),
-    "a layer of other units": (deep("layer_2", np.zeros((2, 4))), r"'layer_2' to be float16 \[2, 3\]"),
-    "a layer, 32 bits": (deep("layer_1", np.zeros((3, 4)), np.float32), "'layer_1' to be float16"),
-    "an output of the first layer": (deep("output", np.zeros((3, 4))), r"'output' to be float16 \[3, 2\]"),
-    "a table of the last layer": (deep("table", np.zeros((4, 2))), r"'table' to be float16 \[4, 4\]"),
-    "NaN": (deep("layer_1", np.full((3, 4), np.nan)), "'layer_1' has values that are NaN or infinite"),
+    "a layer the other way round": (deep("layer_1", np.zeros((4, 3))), r"'layer_1' to be int8 \[3, 4\]"),
+    "a layer of other units": (deep("layer_2", np.zeros((2, 4))), r"'layer_2' to be int8 \[2, 3\]"),
+    "a layer, 32 bits": (deep("layer_1", np.zeros((3, 4)), np.float32), "'layer_1' to be int8"),
+    "an output of the first layer": (deep("output", np.zeros((3, 4))), r"'output' to be int8 \[3, 2\]"),
+    "a table of the last layer": (deep("table", np.zeros((4, 2))), r"'table' to be int8 \[4, 4\]"),
+    "NaN": (deep("layer_1_scales", [1, np.nan, 1], np.float32), "'layer_1_scales' has values that are NaN or infinite"),
     "infinite": (deep("layer_2_bias", [0, np.inf], np.float32), "'layer_2_bias' has values that are NaN or infinite"),
 }
 RISE = r"'starts': expected offsets that rise from 0 to 6, each by at most 3"

@@ -56,8 +56,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     learner, repetitions, buckets, hidden, normalisation, hidden_dropout, negatives, loss, epochs, learning_rate, \
     dropout, smoothing, left_out, associations, prune, feature_bits, min_count, sublinear_tf, idf, l2, estimator, \
-    validation_fraction, \
-    patience : default=None
+    validation_fraction, patience : default=None
         See `machxc.config.Settings`. None: chosen from the data. ``estimator`` names how the scores of a label's R
         buckets become its score; it is a str, not an estimator object.
     words, chars_min, chars_max : int, default=None
@@ -183,15 +182,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 bar.update(done - bar.n)
 
             model = train(
-                samples,
-                names,
-                settings,
-                text=text,
-                jobs=jobs,
-                memory_budget=_plain(self.memory_budget),
-                device=self.device,
-                progress=progress,
-            )
+                samples, names, settings, text=text, jobs=jobs, memory_budget=_plain(self.memory_budget),
+                device=self.device, progress=progress,
+            )  # fmt: skip
         self.model_: Model = model
         self._form: Form = form
         return self
