@@ -127,6 +127,18 @@ def test_small_probabilities_keep_their_digits(loss: str) -> None:
     np.testing.assert_allclose(contributions(logits, loss, "logit")[0, 0], np.log(p) - np.log(rest), rtol=1e-6)
 
 
+@given(st.lists(st.floats(-86.0, 86.0, width=32), min_size=1, max_size=40), st.booleans())
+@settings(deadline=None)
+def test_the_logarithm_of_a_sigmoid_keeps_its_digits_on_both_sides(numbers: list[float], gaps: bool) -> None:
+    logits = np.array(numbers, np.float32)[None, None]
+    given = np.repeat(logits, 2, axis=-1)[..., ::2] if gaps else logits
+    before, exact = given.copy(), given.astype(np.float64)
+    found = contributions(given, "bce", "log-probability")
+    np.testing.assert_allclose(found, np.minimum(exact, 0) - np.log1p(np.exp(-np.abs(exact))), rtol=5e-6)
+    np.testing.assert_array_equal(given, before)
+    assert found.dtype == np.float32
+
+
 def test_one_bucket_tells_nothing() -> None:
     for estimator in ESTIMATORS:
         ids, scores = top_k(
