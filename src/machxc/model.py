@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import Encoder, encoder_of
 from machxc.repetition.linear import LinearScorer
 from machxc.repetition.scorer import Scorer, scorer_of
+from machxc.retrieval.retrieve import share_out
 from machxc.retrieval.rows import RowRanker
 from machxc.retrieval.single import is_single
 from machxc.samples import Array, Features, Float32, Int64, UInt32, frozen
@@ -145,12 +145,8 @@ class Model:
             encoder, scorer = self._scorers[place]
             scorer.logits(encoder(features), out[:, place])
 
-        if jobs <= 1 or len(features) * self.n_repetitions < 256:
-            for place in range(self.n_repetitions):
-                score(place)
-        else:
-            with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(score, range(self.n_repetitions)))
+        few = len(features) * self.n_repetitions < 256
+        share_out(score, range(self.n_repetitions), 1 if few else jobs)
         return out
 
     def top_k(
@@ -195,12 +191,7 @@ class Model:
             share = -(-len(features) // jobs)
             step = max(1, min(chunk_size(features), _CACHED_LOGITS // self.config.buckets, share))
             starts = range(0, len(features), step)
-            if jobs == 1:  # a server answers a few at a time: threads would take longer to start than to answer
-                for at in starts:
-                    answer(at, min(at + step, len(features)), 1)
-            else:
-                with ThreadPoolExecutor(jobs) as pool:
-                    list(pool.map(lambda at: answer(at, min(at + step, len(features)), 1), starts))
+            share_out(lambda at: answer(at, min(at + step, len(features)), 1), starts, jobs)
         self._check_files()
         return ids, scores
 
@@ -294,12 +285,7 @@ class Model:
             some = features.rows(start, min(start + size, len(features)))
             return ranker.top_k(encoder(some), k, estimator)
 
-        if jobs == 1 or len(starts) == 1:
-            found = [answer(start) for start in starts]
-        else:
-            with ThreadPoolExecutor(jobs) as pool:
-                found = list(pool.map(answer, starts))
-        ids, scores = zip(*found, strict=True)
+        ids, scores = zip(*share_out(answer, starts, jobs), strict=True)
         return np.concatenate(ids), np.concatenate(scores)
 
     def _allowed(self, candidates: Array | None, method: str) -> dict[str, Array]:

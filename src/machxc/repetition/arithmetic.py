@@ -19,6 +19,17 @@ BIAS_RATE = 0.1  # of the learning rate: the bias starts at the buckets' frequen
 
 
 @inline
+def _fraction(f: np.float32) -> np.float32:
+    """2**f for f from 0 to 1: a polynomial."""
+    p = np.float32(1.8775767e-3)
+    p = p * f + np.float32(8.9893397e-3)
+    p = p * f + np.float32(5.5826318e-2)
+    p = p * f + np.float32(2.4015361e-1)
+    p = p * f + np.float32(6.9315308e-1)
+    return p * f + np.float32(9.9999994e-1)
+
+
+@inline
 def exp(x: np.float32) -> np.float32:
     """exp(x), within 4e-6 relative (3e-7 for x in [-1, 1]); vectorises, as the library's does not.
 
@@ -28,14 +39,7 @@ def exp(x: np.float32) -> np.float32:
     y = x * np.float32(1.44269504)
     y = max(min(y, np.float32(126.0)), np.float32(-126.0))
     n = np.floor(y)
-    f = y - n
-    p = np.float32(1.8775767e-3)
-    p = p * f + np.float32(8.9893397e-3)
-    p = p * f + np.float32(5.5826318e-2)
-    p = p * f + np.float32(2.4015361e-1)
-    p = p * f + np.float32(6.9315308e-1)
-    p = p * f + np.float32(9.9999994e-1)
-    power: np.float32 = p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    power: np.float32 = _fraction(y - n) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return power
 
 
@@ -45,14 +49,9 @@ def exp_below(x: np.float32) -> np.float32:
     y = x * np.float32(1.44269504)
     y = larger(y, np.float32(-125.0))
     n = np.floor(y)
-    f = y - n
-    p = np.float32(1.8775767e-3)
-    p = p * f + np.float32(8.9893397e-3)
-    p = p * f + np.float32(5.5826318e-2)
-    p = p * f + np.float32(2.4015361e-1)
-    p = p * f + np.float32(6.9315308e-1)
-    p = p * f + np.float32(9.9999994e-1)
-    power: np.float32 = np.int32(np.float32(p).view(np.int32) + np.int32(np.int32(n) << np.int32(23))).view(np.float32)
+    power: np.float32 = np.int32(
+        np.float32(_fraction(y - n)).view(np.int32) + np.int32(np.int32(n) << np.int32(23))
+    ).view(np.float32)
     return power
 
 

@@ -8,9 +8,9 @@ limit, after which the scan takes over.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 if TYPE_CHECKING:
     from machxc.retrieval.scoring import Lookup
+
+_P = TypeVar("_P")
+_R = TypeVar("_R")
 
 METHODS = ("auto", "scan", "search", "sieve")
 
@@ -110,13 +113,18 @@ def top_k_within(
 
 
 def _in_blocks(fill: Callable[[slice], None], n: int, partition: Partition, jobs: int) -> None:
-    blocks = _blocks(n, partition, jobs)
-    if jobs == 1 or len(blocks) == 1:
-        for rows in blocks:
-            fill(rows)
-    else:
-        with ThreadPoolExecutor(jobs) as threads:
-            list(threads.map(fill, blocks))
+    share_out(fill, _blocks(n, partition, jobs), jobs)
+
+
+def share_out(run: Callable[[_P], _R], parts: Sequence[_P], jobs: int) -> list[_R]:
+    """What ``run`` makes of each part, on ``jobs`` threads.
+
+    A single part, or all with one job, on this thread: a few answers take less time than threads take to start.
+    """
+    if jobs <= 1 or len(parts) == 1:
+        return [run(part) for part in parts]
+    with ThreadPoolExecutor(jobs) as threads:
+        return list(threads.map(run, parts))
 
 
 class _Task:
