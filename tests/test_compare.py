@@ -130,14 +130,17 @@ RUN = """
 import json, sys
 from pathlib import Path
 import runner
-limits = runner.Limits(float(sys.argv[3]), float(sys.argv[4]))
+limits = runner.Limits(*map(float, sys.argv[3:]))
 print(json.dumps(vars(runner.run([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]), limits))))
 """
 HOLD = "held = bytearray(b'x') * 60_000_000\n"  # more than the runner itself
 
 
-def run(program: str, folder: Path, seconds: float = 60, memory: float = 1e9) -> dict[str, Any]:
-    command = [sys.executable, "-c", RUN, HOLD + program, str(folder / "log"), str(seconds), str(memory)]
+def run(
+    program: str, folder: Path, seconds: float = 60, memory: float = 1e9, cpu_seconds: float = math.inf
+) -> dict[str, Any]:
+    command = [sys.executable, "-c", RUN, HOLD + program, str(folder / "log")]
+    command += map(str, (seconds, memory, cpu_seconds))
     done = subprocess.run(command, cwd=COMPARE, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -184,6 +187,15 @@ def test_a_process_is_killed_at_its_memory_limit(tmp_path: Path) -> None:
     found = run("import time\nmore = bytearray(b'x') * 200_000_000\ntime.sleep(600)", tmp_path, memory=150e6)
     assert (found["status"], found["why"]) == ("out of memory", "limit of 0.15 GB")
     assert found["peak_bytes"] > 150e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell what processes took")
+def test_a_process_is_killed_at_its_limit_of_processor_time(tmp_path: Path) -> None:
+    found = run("while True: pass", tmp_path, seconds=100, cpu_seconds=1)
+    assert (found["status"], found["why"]) == ("out of CPU time", "limit of 1 CPU s")
+    assert 1 <= found["cpu_seconds"] < 50
+    idle = run("import time\ntime.sleep(2)", tmp_path, cpu_seconds=1)
+    assert idle["status"] == "ok"
 
 
 def exported(files: Path, kind: str, folder: Path) -> Path:
@@ -266,7 +278,7 @@ def test_the_report_shows_what_was_measured_and_what_was_not(tmp_path: Path) -> 
     assert "- torch-ova: out of time: 2% of an epoch in 900 s; training would take 85,000 CPU s (computed)" in text
     assert "- torch-moe: skipped: cannot be installed" in text
     assert "12,404 training and 3,000 test samples (texts), 735 labels (2.31 a sample)" in text
-    assert "2026-01-02 on a machine; 2 threads; limits of a phase: 900 s and 16 GB" in text
+    assert "2026-01-02 on a machine; 2 threads. Limits are named" in text
 
 
 def test_the_report_is_written_between_its_marks(tmp_path: Path) -> None:

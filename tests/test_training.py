@@ -103,7 +103,9 @@ def test_one_repetition_that_fails_ends_the_others(monkeypatch: pytest.MonkeyPat
     ended: list[int] = []
     started = threading.Barrier(2, timeout=10)
 
-    def repetition(samples: Any, config: Any, partition: Any, r: int, on_samples: Any) -> dict[str, Array]:
+    def repetition(
+        samples: Any, config: Any, partition: Any, r: int, on_samples: Any, threads: int
+    ) -> dict[str, Array]:
         started.wait()
         if r == 0:
             raise DataError("repetition 0 diverged")

@@ -1,7 +1,7 @@
 """machxc and its peers, side by side: the same data, the same labels, two threads, every phase a process of its own.
 
-    python benchmarks/compare [--data NAME ...] [--methods NAME ...] [--time-limit S] [--memory-limit GB]
-                              [--docs] [--fresh]
+    python benchmarks/compare [--data NAME ...] [--methods NAME ...] [--time-limit S] [--cpu-limit S]
+                              [--memory-limit GB] [--docs] [--fresh]
 
 Results are kept as build/benchmarks/compare/results/DATA/METHOD.json: a run makes those that are asked for and absent
 (--fresh: all that are asked for), then shows all that there are. --docs also writes them to docs/benchmarks.md, with
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -44,12 +45,13 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=datasets.NAMES, default=list(datasets.NAMES), metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=methods.NAMES, default=list(methods.NAMES), metavar="NAME")
     parser.add_argument("--time-limit", type=float, default=900, metavar="S", help="seconds a phase (%(default)s)")
+    parser.add_argument("--cpu-limit", type=float, default=math.inf, metavar="S", help="processor seconds a phase")
     parser.add_argument("--memory-limit", type=float, default=16, metavar="GB", help="of a phase (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md and its figures")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     given = parser.parse_args()
     print(common.header(), end="\n\n", flush=True)
-    limits = runner.Limits(given.time_limit, given.memory_limit * 1e9)
+    limits = runner.Limits(given.time_limit, given.memory_limit * 1e9, given.cpu_limit)
     for data in given.data:
         compare(data, [method for method in methods.METHODS if method.name in given.methods], limits, fresh=given.fresh)
     # a process of its own: plots take memory, and this one has to stay smaller than what it measures
@@ -103,10 +105,11 @@ def exported(files: datasets.Files) -> _Row:
 def measure(files: datasets.Files, facts: _Row, method: methods.Method, limits: runner.Limits) -> _Row:
     """One row: train, predict, and score what was predicted; what was trained is removed."""
     given_features = method.reads == "features" and facts["kind"] != "features"
+    set_limits = {name: value for name, value in vars(limits).items() if value < math.inf}
     row: _Row = {
         "data": files.name, "method": method.name, "family": method.family, "setting": method.setting,
         "facts": facts, "threads": THREADS, "when": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(),
-        "load_before": os.getloadavg()[0], "limits": {"seconds": limits.seconds, "memory_bytes": limits.memory_bytes},
+        "load_before": os.getloadavg()[0], "limits": set_limits,
         "prepare_cpu_s": facts["prepare_cpu_s"] if given_features else 0.0,
     }  # fmt: skip
     work = FOLDER / "work" / files.name / method.name

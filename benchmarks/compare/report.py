@@ -77,15 +77,13 @@ def report(rows: _Rows) -> str:
 
 
 def origin(rows: _Rows) -> str:
-    """Where, when and within which limits the rows were measured."""
+    """Where and when the rows were measured."""
     flat = [row for found in rows.values() for row in found]
     machines = sorted({row["machine"] for row in flat})
     days = sorted({row["when"][:10] for row in flat})
-    limits = sorted({(row["limits"]["seconds"], row["limits"]["memory_bytes"]) for row in flat})
-    shown = " or ".join(f"{seconds:,.0f} s and {memory / 1e9:g} GB" for seconds, memory in limits)
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     threads = flat[0]["threads"]
-    return f"Measured {when} on {'; '.join(machines)}; {threads} threads; limits of a phase: {shown}."
+    return f"Measured {when} on {'; '.join(machines)}; {threads} threads. Limits are named where a row ran into one."
 
 
 def methods_table(rows: _Rows) -> str:

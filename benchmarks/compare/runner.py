@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -19,18 +20,22 @@ _THREADS = ("OMP", "OPENBLAS", "MKL", "RAYON", "NUMBA", "NUMEXPR", "VECLIB_MAXIM
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may take; it is killed at once when it takes more."""
+    """What a process may take; it is killed at once when it takes more.
+
+    ``cpu_seconds``: of the process, all threads; other work beside it does not make it run out of these.
+    """
 
     seconds: float
     memory_bytes: float
+    cpu_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a process ended, and what it took from its start to its end, killed or not.
 
-    ``status``: "ok", "failed", "out of time" or "out of memory"; ``cpu_seconds``: user and system, all threads;
-    ``peak_bytes``: the most memory that was resident at a time.
+    ``status``: "ok", "failed", "out of time", "out of CPU time" or "out of memory"; ``cpu_seconds``: user and system,
+    all threads; ``peak_bytes``: the most memory that was resident at a time.
     """
 
     status: str
@@ -83,14 +88,29 @@ def _has_ended(pid: int) -> bool:
 
 def _allowed(exceeded: str, limits: Limits) -> str:
     """The limit that was exceeded, in words."""
-    shown = {"out of time": f"{limits.seconds:g} s", "out of memory": f"{limits.memory_bytes / 1e9:g} GB"}
+    shown = {
+        "out of time": f"{limits.seconds:g} s",
+        "out of CPU time": f"{limits.cpu_seconds:g} CPU s",
+        "out of memory": f"{limits.memory_bytes / 1e9:g} GB",
+    }
     return f"limit of {shown[exceeded]}" if exceeded else ""
 
 
 def _exceeded(pid: int, seconds: float, limits: Limits) -> str:
     if seconds > limits.seconds:
         return "out of time"
+    if _cpu_seconds(pid) > limits.cpu_seconds:
+        return "out of CPU time"
     return "out of memory" if _resident(pid) > limits.memory_bytes else ""
+
+
+def _cpu_seconds(pid: int) -> float:
+    """The processor time that a process has taken, user and system; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may have spaces
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _resident(pid: int) -> int:

@@ -70,7 +70,7 @@ def _prefetch(typing: Any, array: Any, index: Any) -> Any:
 
 
 _TO_WRITE, _NEAR, _DATA = 1, 2, 1  # of LLVM's prefetch
-prefetch: Callable[[Any, int], None] = intrinsic(_prefetch)
+prefetch: Callable[[Any, int | np.integer[Any]], None] = intrinsic(_prefetch)
 
 
 def _larger(typing: Any, one: Any, other: Any) -> Any:

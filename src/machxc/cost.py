@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 from machxc.config import Config
 from machxc.facts import Facts
-from machxc.repetition.chunks import BAND, CHUNK, CHUNK_VALUES, MEMBERS, MOST_ROWS, WINDOW, WINDOW_BYTES
+from machxc.repetition.chunks import (
+    BAND,
+    CANDIDATES,
+    CHUNK,
+    CHUNK_VALUES,
+    LEFT_OUT_BATCH,
+    MEMBERS,
+    MOST_ROWS,
+    WINDOW,
+    WINDOW_BYTES,
+)
 
 RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
@@ -36,26 +46,28 @@ STARTING = 1.2  # seconds to start, and to load compiled kernels
 class Cost:
     """Bytes, and seconds of processor time.
 
-    ``data``: the samples, ``counting``: while their labels are counted, ``repetition``: one in training, ``stored``:
-    one on disk, ``model``: all of them on disk, ``serving``: resident when queries are answered one by one;
+    ``data``: the samples, ``counting``: while their labels are counted, ``repetition``: one in training,
+    ``thread``: what each further thread takes that works on it, ``stored``: one on disk, ``model``: all of them on
+    disk, ``serving``: resident when queries are answered one by one;
     ``in_memory``: repetitions that are trained stay in memory, else they wait on the disk.
     """
 
     data: int
     counting: int
     repetition: int
+    thread: int
     stored: int
     model: int
     serving: int
     cpu_seconds: float
     in_memory: bool
 
-    def training(self, jobs: int) -> int:
-        """Peak resident bytes with ``jobs`` repetitions at a time.
+    def training(self, jobs: int, threads: int = 1) -> int:
+        """Peak resident bytes with ``jobs`` repetitions at a time, ``threads`` for each.
 
         At the end, a model on the disk is mapped into memory as a whole, to be checked.
         """
-        at_work, trained = jobs * self.repetition, self.model - jobs * self.stored
+        at_work, trained = jobs * (self.repetition + (threads - 1) * self.thread), self.model - jobs * self.stored
         if self.in_memory:
             return RUNTIME + self.data + max(at_work + trained, self.counting + self.model)
         return RUNTIME + self.data + max(at_work, self.counting, self.model)
@@ -78,6 +90,7 @@ def cost_of(config: Config, facts: Facts, *, in_memory: bool = False) -> Cost:
         data=bytes_of_samples(facts),
         counting=min(4 * facts.n_labels, 32 * facts.n_pairs),
         repetition=repetition,
+        thread=_thread(config, facts, rows),
         stored=stored,
         model=model,
         serving=RUNTIME + model + beside,
@@ -132,6 +145,12 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
         beside += 8 * added + max(_shown(config, facts, rows), 4 * (entries + added))
     repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + beside
     return stored, repetition, 4 * config.buckets
+
+
+def _thread(config: Config, facts: Facts, rows: int) -> int:
+    """Bytes that one more thread takes to count: what each row met, and left-out samples with their candidates."""
+    members = LEFT_OUT_BATCH * (1 + CANDIDATES * min(facts.per_label, MEMBERS)) * facts.per_sample
+    return int(20 * rows + _chunk(facts) + 12 * config.buckets + 8 * members)
 
 
 def _shown(config: Config, facts: Facts, rows: int) -> int:

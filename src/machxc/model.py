@@ -23,10 +23,10 @@ from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import Encoder, encoder_of
 from machxc.repetition.linear import LinearScorer
 from machxc.repetition.scorer import Scorer, scorer_of
-from machxc.retrieval.retrieve import share_out
 from machxc.retrieval.rows import RowRanker
 from machxc.retrieval.single import is_single
 from machxc.samples import Array, Features, Float32, Int64, UInt32, frozen
+from machxc.threads import share_out
 from machxc.torch.device import answering_device
 
 log = logging.getLogger("machxc.model")

@@ -19,6 +19,7 @@ from machxc.errors import DataError, MemoryBudgetError, SettingError
 from machxc.facts import Facts
 from machxc.torch.cost import SIZES, DeviceCost, device_cost
 from machxc.torch.device import TORCH_CPU
+from machxc.units import duration, size
 
 MOST_LINEAR_BUCKETS = 1 << 16  # of a linear model that is learnt step by step: it computes them all
 _FEW_FEATURES, _MANY_SAMPLES = 10_000, 8  # up to so many features, with so many samples for each: linear underfits
@@ -53,7 +54,8 @@ _COUNTED = {
 class Plan:
     """The settings, the reason for each that chose itself (by name), what they cost, and the repetitions at a time.
 
-    ``on_device``: what training on a device would take (None: the kernels train).
+    ``threads``: how many may work on each of these; ``on_device``: what training on a device would take (None: the
+    kernels train).
     """
 
     config: Config
@@ -61,12 +63,13 @@ class Plan:
     facts: Facts
     cost: Cost
     jobs: int
+    threads: int = 1
     on_device: DeviceCost | None = None
 
     @property
     def training_bytes(self) -> int:
         """Peak resident memory of training, ``jobs`` repetitions at a time, data included."""
-        return self.cost.training(self.jobs)
+        return self.cost.training(self.jobs, self.threads)
 
     @property
     def model_bytes(self) -> int:
@@ -90,6 +93,7 @@ class Plan:
             "reasons": dict(self.reasons),
             "facts": dataclasses.asdict(self.facts),
             "jobs": self.jobs,
+            "threads": self.threads,
             "training_bytes": self.training_bytes,
             "model_bytes": self.model_bytes,
             "serving_bytes": self.serving_bytes,
@@ -111,19 +115,21 @@ class Plan:
                 shown = f"{value:g}" if isinstance(value, float) else str(value).strip("()")
                 yield f"{name:<20}{shown:<17} {self.reasons[name]}"
         if self.on_device is None:
-            yield f"{'training':<20}{_size(self.training_bytes):<17} of memory, {self.jobs} repetitions at a time"
-            yield f"{'':<20}{_duration(self.cpu_seconds):<17} of processor time, about"
+            threads = f", {self.threads} threads each" if self.threads > 1 else ""
+            at_a_time = f"{self.jobs} repetitions at a time{threads}"
+            yield f"{'training':<20}{size(self.training_bytes):<17} of memory, {at_a_time}"
+            yield f"{'':<20}{duration(self.cpu_seconds):<17} of processor time, about"
         else:
             yield from self._device_lines(self.on_device)
-        yield f"{'model':<20}{_size(self.model_bytes):<17} on disk, about; {_size(self.serving_bytes)} to serve"
+        yield f"{'model':<20}{size(self.model_bytes):<17} on disk, about; {size(self.serving_bytes)} to serve"
 
     def _device_lines(self, cost: DeviceCost) -> Iterator[str]:
-        memory = f"of {cost.device} for a repetition, and {_size(cost.step)} more for a step by {cost.batch:,} samples"
-        yield f"{'training':<20}{_size(cost.weights):<17} {memory}"
-        yield f"{'':<20}{_size(cost.host):<17} of this machine's memory"
+        memory = f"of {cost.device} for a repetition, and {size(cost.step)} more for a step by {cost.batch:,} samples"
+        yield f"{'training':<20}{size(cost.weights):<17} {memory}"
+        yield f"{'':<20}{size(cost.host):<17} of this machine's memory"
         yield f"{'':<20}{'not measured':<17} how long: speed on devices is in no plan yet"
         if cost.device != TORCH_CPU:
-            fitting = ", ".join(f"{size} GB: {cost.together(size * 10**9)}" for size in SIZES)
+            fitting = ", ".join(f"{memory} GB: {cost.together(memory * 10**9)}" for memory in SIZES)
             yield f"{'':<20}{f'of {cost.n_repetitions} together':<17} {fitting}"
 
 
@@ -160,12 +166,12 @@ def within_machine(plan: Plan, memory: int) -> Plan:
 
     For a run without a memory budget: how many run side by side changes no byte of the model, settings would.
     """
-    for jobs in range(plan.jobs, 0, -1):
-        if plan.cost.training(jobs) <= memory:
-            return dataclasses.replace(plan, jobs=jobs)
+    fitting = _side_by_side(plan, memory)
+    if fitting is not None:
+        return fitting
     raise MemoryBudgetError(
-        f"training would take {_size(plan.cost.training(1), up=True)}, one repetition at a time, and this machine has "
-        f"{_size(memory)}. Give a memory budget of at most that, so that what was left to choose is chosen to fit, or "
+        f"training would take {size(plan.cost.training(1), up=True)}, one repetition at a time, and this machine has "
+        f"{size(memory)}. Give a memory budget of at most that, so that what was left to choose is chosen to fit, or "
         "lower 'buckets', 'feature_bits' or 'hidden'."
     )
 
@@ -207,9 +213,10 @@ class _Chooser:
     def plan(self, jobs: int) -> Plan:
         """All of it, with its cost."""
         config = self.config()
-        jobs = min(jobs, config.repetitions)
+        at_a_time = min(jobs, config.repetitions)
+        threads = jobs // at_a_time if self.counted() else 1
         cost = cost_of(config, self.facts, in_memory=self.in_memory)
-        return Plan(config, dict(self.reasons), self.facts, cost, jobs)
+        return Plan(config, dict(self.reasons), self.facts, cost, at_a_time, threads)
 
     def _check(self) -> None:
         if self.counted():
@@ -397,25 +404,33 @@ class _Chooser:
 def _within(chooser: _Chooser, plan: Plan, budget: int) -> Plan:
     """Shrink what may be shrunk until it fits."""
     asked = plan.training_bytes
-    for jobs in range(plan.jobs, 0, -1):
-        if plan.cost.training(jobs) <= budget:
-            return dataclasses.replace(plan, jobs=jobs)
+    fitting = _side_by_side(plan, budget)
+    if fitting is not None:
+        return fitting
     for name, least in (("feature_bits", 12), ("buckets", 32)):
         while name not in chooser.given and chooser.values[name] > least and _shrinks(chooser, name):
             chooser.values[name] = max(
                 least, chooser.values[name] - 1 if name == "feature_bits" else chooser.values[name] * 3 // 4
             )
-            chooser.reasons[name] = f"what fits the memory budget of {_size(budget)}"
+            chooser.reasons[name] = f"what fits the memory budget of {size(budget)}"
             smaller = chooser.plan(1)
             if smaller.training_bytes <= budget:
                 return smaller
     least_plan = chooser.plan(1)
     raise MemoryBudgetError(
-        f"training would take {_size(asked)}, the memory budget is {_size(budget)}. The least that these data and "
-        f"settings can do with is {_size(least_plan.training_bytes, up=True)}: one repetition at a time, "
+        f"training would take {size(asked)}, the memory budget is {size(budget)}. The least that these data and "
+        f"settings can do with is {size(least_plan.training_bytes, up=True)}: one repetition at a time, "
         f"feature_bits={least_plan.config.feature_bits}, buckets={least_plan.config.buckets}. "
         "Raise the budget, or lower 'buckets', 'feature_bits' or 'hidden'."
     )
+
+
+def _side_by_side(plan: Plan, memory: int) -> Plan | None:
+    """The plan with as many repetitions at a time, and threads, as fit ``memory`` bytes; None: not even one does."""
+    for jobs, threads in [(plan.jobs, plan.threads), *((jobs, 1) for jobs in range(plan.jobs, 0, -1))]:
+        if plan.cost.training(jobs, threads) <= memory:
+            return dataclasses.replace(plan, jobs=jobs, threads=threads)
+    return None
 
 
 def _shrinks(chooser: _Chooser, name: str) -> bool:
@@ -423,19 +438,3 @@ def _shrinks(chooser: _Chooser, name: str) -> bool:
     if name == "buckets":
         return not chooser.counted()
     return chooser.facts.n_features > 1 << _FEW_BITS
-
-
-def _size(n: int, *, up: bool = False) -> str:
-    """Bytes in a unit to read; ``up``: rounded up, so that it suffices as a budget."""
-    value = float(n)
-    for unit in ("bytes", "KB", "MB"):
-        if value < 1000:
-            return f"{math.ceil(value) if up else value:.0f} {unit}"
-        value /= 1000
-    return f"{math.ceil(10 * value) / 10 if up else value:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -173,7 +173,8 @@ class _Run:
         overwrite: bool,
         resume: bool,
     ) -> None:
-        self.data, self.output, self.jobs, self.execution, self.tell = data, output, jobs, execution, tell
+        self.data, self.output, self.execution, self.tell = data, output, execution, tell
+        self.jobs, self.threads = jobs, 1
         name = execution.run_folder or str(run_folder(output))
         self.name = name if is_address(name) else str(Path(name).absolute())  # nodes of a cluster stand elsewhere
         base = None if overwrite else to_grow(output, asked, resume=resume)
@@ -242,7 +243,7 @@ class _Run:
         check_trainable(plan.config, self.execution.device)
         if self.asked.memory_budget is None:
             plan = within_machine(plan, physical_memory())
-        self.jobs = plan.jobs
+        self.jobs, self.threads = plan.jobs, plan.threads
         if self.base is not None:
             take_over(self.base, self.output, folder, dataset)
         if self.tell.on_plan is not None:
@@ -268,7 +269,7 @@ class _Run:
         groups = group_tasks(config, missing, self.execution.device)
 
         def work(r: int, on_samples: OnSamples) -> None:
-            train_in(folder, dataset.samples, config, r, interval=interval, on_samples=on_samples)
+            train_in(folder, dataset.samples, config, r, interval=interval, on_samples=on_samples, threads=self.threads)
 
         def work_on(r: int, on_samples: OnSamples) -> None:
             train_group_in(folder, dataset.samples, config, groups[r], interval=interval, on_samples=on_samples)

@@ -49,8 +49,8 @@ def train(
     """Train a model in memory.
 
     ``samples`` with labels in [0, K), ``names`` of the K labels, ``text``: how texts became features (None: they are
-    numeric), ``jobs``: repetitions at a time (changes no byte of the result), ``memory_budget`` in bytes, ``device``:
-    what computes ("cpu": the kernels; see `machxc.torch.device`).
+    numeric), ``jobs``: threads, one a repetition where there are as many (changes no byte of the result),
+    ``memory_budget`` in bytes, ``device``: what computes ("cpu": the kernels; see `machxc.torch.device`).
     DataError when there is nothing to learn from, SettingError when settings make no sense or do not fit the budget.
     """
     _check(samples, names)
@@ -62,7 +62,7 @@ def train(
         plan = within_machine(plan, physical_memory())
     repetitions: dict[int, dict[str, Array]] = {}
     numbers, store = range(plan.config.repetitions), repetitions.__setitem__
-    run_repetitions(samples, plan.config, numbers, store, plan.jobs, progress, device)
+    run_repetitions(samples, plan.config, numbers, store, plan.jobs, progress, device, plan.threads)
     counts = LabelCounts.of(samples.labels)
     check(*samples.arrays())
     data = ModelData(plan.config, names, counts, len(samples), dict(sorted(repetitions.items())))
@@ -77,8 +77,12 @@ def run_repetitions(
     jobs: int,
     progress: Progress | None = None,
     device: str = "cpu",
+    threads: int = 1,
 ) -> None:
-    """Train the repetitions ``numbers`` and hand each one's tensors to ``store``."""
+    """Train the repetitions ``numbers``, ``jobs`` at a time, and hand each one's tensors to ``store``.
+
+    ``threads``: how many may work on one.
+    """
     numbers = list(numbers)
     partition = partition_of(config)
     groups = group_tasks(config, numbers, device)
@@ -96,7 +100,7 @@ def run_repetitions(
         return
 
     def work(r: int, on_samples: OnSamples) -> None:
-        store(r, train_repetition(samples, config, partition, r, on_samples))
+        store(r, train_repetition(samples, config, partition, r, on_samples, threads=threads))
 
     run_counted(work, numbers, len(numbers) * each, executor_for(min(jobs, len(numbers))), progress)
 

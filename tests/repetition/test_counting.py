@@ -20,7 +20,7 @@ from machxc.model import Model, partition_of
 from machxc.partition import HashPartition, Partition, TablePartition
 from machxc.repetition import counting, windows
 from machxc.repetition.counting import count_repetition
-from machxc.repetition.counts import CALM, LENGTH, POWER, PRIOR, UNSEEN
+from machxc.repetition.counts import CALM, LENGTH, POWER, PRIOR, UNSEEN, Pairs
 from machxc.repetition.encode import encoder_of, slot_hash
 from machxc.repetition.linear import LinearScorer
 from machxc.repetition.stored import unpack
@@ -187,6 +187,44 @@ def test_jobs_change_no_byte() -> None:
     assert found[0][0] != found[0][1]  # each has hashes of its own
 
 
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 400),
+    labels_per_sample=st.integers(1, 3),
+    buckets=st.sampled_from([1, 7, 32]),
+    threads=st.integers(2, 9),
+    weighted=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_threads_change_no_byte(
+    seed: int, n: int, labels_per_sample: int, buckets: int, threads: int, weighted: bool
+) -> None:
+    """Buckets without samples, and fewer buckets than threads, too."""
+    samples = make_samples(n, 20, labels_per_sample=labels_per_sample, noise=4, seed=seed)
+    if weighted:
+        weights = np.random.default_rng(seed).uniform(0, 2, n).astype(np.float32)
+        samples = Samples(samples.features, samples.labels, weights)
+    config = counted(
+        n_labels=20, n_features=80, feature_bits=7, buckets=buckets, left_out=600, associations=300, seed=seed
+    )
+    told: list[int] = []
+    one = count_repetition(samples, config, partition_of(config), 0)
+    many = count_repetition(samples, config, partition_of(config), 0, told.append, threads)
+    assert {name: tensor.tobytes() for name, tensor in many.items()} == {n: t.tobytes() for n, t in one.items()}
+    assert sum(told) == n
+
+
+@given(sizes=st.lists(st.integers(0, 20), min_size=1, max_size=30), n=st.integers(1, 12))
+def test_parts_of_pairs_share_no_bucket(sizes: list[int], n: int) -> None:
+    starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+    nothing = np.zeros(starts[-1], np.uint32)
+    parts = Pairs(nothing, nothing, np.ones(len(nothing), np.float32), starts).parts(n)
+    assert 1 <= len(parts) <= n
+    assert [0, *(part.stop for part in parts)] == [*(part.start for part in parts), len(nothing)]
+    assert all(part.stop in starts for part in parts)
+    assert max(part.stop - part.start for part in parts) <= len(nothing) / n + max(sizes) + 1
+
+
 @pytest.mark.parametrize("n_labels_each", [0, 1, 3])
 @pytest.mark.parametrize("step", [1, 7, 4096])
 def test_progress_adds_up_to_all_samples(monkeypatch: pytest.MonkeyPatch, n_labels_each: int, step: int) -> None:
@@ -207,6 +245,8 @@ def test_what_is_raised_while_progress_is_told_ends_counting() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         count_repetition(make_samples(), counted(n_labels=20, n_features=80), HashPartition(20, 16, 1, 0), 0, stop)
+    with pytest.raises(KeyboardInterrupt):
+        count_repetition(make_samples(), counted(n_labels=20, n_features=80), HashPartition(20, 16, 1, 0), 0, stop, 3)
 
 
 @pytest.mark.parametrize(

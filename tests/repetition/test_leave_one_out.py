@@ -17,11 +17,11 @@ from machxc.config import Config
 from machxc.model import partition_of
 from machxc.partition import Partition
 from machxc.repetition import counting, leave_one_out
-from machxc.repetition.chunks import MEMBERS
+from machxc.repetition.chunks import CANDIDATES, MEMBERS
 from machxc.repetition.counting import count_repetition
 from machxc.repetition.counts import LENGTH, POWER, PRIOR, UNSEEN, Counts, Pairs
 from machxc.repetition.encode import Encoder
-from machxc.repetition.leave_one_out import CANDIDATES, PRIOR_RATE, RATE, Learnt
+from machxc.repetition.leave_one_out import PRIOR_RATE, RATE, Learnt
 from machxc.samples import Array, Samples
 from machxc.testing import make_samples
 
@@ -56,7 +56,7 @@ def recorded(samples: Samples, config: Config, partition: Partition, r: int) -> 
             return found
 
         def watch(*given: Any) -> Learnt:
-            _, encoder, _, pairs, counts, weights, _, _, calm, _ = given
+            _, encoder, _, pairs, counts, weights, _, _, calm, *_ = given
             learnt = learn(*given)
             chosen = leave_one_out._left_out(pairs, config, r).tolist()
             copies = (Counts(counts.starts.copy(), counts.entries.copy(), *_rest(counts)), weights.copy())
@@ -214,7 +214,7 @@ def test_the_size_of_batches_changes_no_byte(monkeypatch: pytest.MonkeyPatch) ->
     samples = make_samples(300, 20, labels_per_sample=2)
     config = counted(n_labels=20, n_features=80, feature_bits=7, buckets=32, left_out=200)
     whole = count_repetition(samples, config, partition_of(config), 0)
-    monkeypatch.setattr(leave_one_out, "BATCH", 7)
+    monkeypatch.setattr(leave_one_out, "LEFT_OUT_BATCH", 7)
     again = count_repetition(samples, config, partition_of(config), 0)
     assert {n: t.tobytes() for n, t in again.items()} == {n: t.tobytes() for n, t in whole.items()}
 

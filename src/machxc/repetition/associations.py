@@ -36,6 +36,7 @@ from machxc.repetition.counts import Counts, Pairs, encoded, members_of, weight_
 from machxc.repetition.encode import Encoder
 from machxc.repetition.windows import batch_size
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
+from machxc.threads import in_turn, share_out
 
 STRENGTH = 2.0  # measured on names and terms: docs/algorithm.md
 FEWEST_MET = 16  # buckets that such a feature has met
@@ -97,56 +98,78 @@ def associate(
     config: Config,
     r: int,
     on_samples: OnSamples | None = None,
+    threads: int = 1,
 ) -> Added:
     """The weights w(f, b) of features that buckets lack, learnt from ``config.associations`` left-out samples.
 
     ``scale`` float32 [rows]: what each is multiplied by. ``on_samples`` is called with 0 now and then: what it raises
-    ends the work.
+    ends the work, which ``threads`` share.
     """
     n_rows = min(MOST_ROWS, int(np.count_nonzero(np.diff(counts.starts) >= FEWEST_MET)))
-    table = _learn(samples, encoder, pairs, config, r, n_rows, on_samples)
+    table = _learn(samples, encoder, pairs, config, r, n_rows, on_samples, threads)
     if not len(table.rows):
         return Added.nothing(len(encoder.row_weights))
     features = _features_of_buckets(counts, n_rows)
     least = _least(features, table, counts)
+    size = max(1, _BUCKETS // threads)
+    blocks = range(0, config.buckets, size)
+
+    def expect(start: int) -> tuple[UInt32, Int32, Float32]:
+        return _expected(features, table, _some(counts, start, size), least)
+
     added = np.zeros(len(counts.starts), np.int64)
-    for start in range(0, config.buckets, _BUCKETS):
-        rows = _expected(features, table, _some(counts, start), least)[1]
-        added[1 : n_rows + 1] += np.bincount(rows, minlength=n_rows)
+
+    def count(start: int, rows: Int64) -> None:
+        added[1 : n_rows + 1] += rows
+
+    in_turn(lambda start: np.bincount(expect(start)[1], minlength=n_rows), count, blocks, threads)
     np.cumsum(added, out=added)
     entries, weights = np.empty(added[-1], np.uint32), np.empty(added[-1], np.float32)
     ends, penalties, strength = added[:-1].copy(), counts.penalties, np.float32(STRENGTH) * counts.mean_value
-    for start in range(0, config.buckets, _BUCKETS):  # once more, as to keep what was expected would take more memory
-        buckets, rows, chances = _expected(features, table, _some(counts, start), least)
+
+    def put(start: int, found: tuple[UInt32, Int32, Float32]) -> None:
+        buckets, rows, chances = found
         expected = strength * counts.shares[buckets] * chances
         _put(buckets, rows, expected, counts.background, penalties, scale, ends, entries, weights)
         if on_samples is not None:
             on_samples(0)
+
+    in_turn(expect, put, blocks, threads)  # once more, as to keep what was expected would take more memory
     return Added(added, entries, weights)
 
 
 def _learn(
-    samples: Samples, encoder: Encoder, pairs: Pairs, config: Config, r: int, n_rows: int, on_samples: OnSamples | None
+    samples: Samples,
+    encoder: Encoder,
+    pairs: Pairs,
+    config: Config,
+    r: int,
+    n_rows: int,
+    on_samples: OnSamples | None,
+    threads: int,
 ) -> Table:
     """Count what goes together in left-out samples, drawn at random, each once."""
     chosen = with_others(pairs)
     random.shuffle(chosen, random.stream(config.seed, random.ASSOCIATIONS, r))
     chosen = np.sort(chosen[: min(config.associations, MOST_LEFT_OUT)])
-    shown = []
-    size = batch_size(samples, BATCH, 1 + MEMBERS)
-    for start in range(0, len(chosen), size):
-        shown.append(_shown(samples, encoder, pairs, chosen[start : start + size], n_rows))
+    size, band_size = batch_size(samples, max(1, BATCH // threads), 1 + MEMBERS), max(1, BAND // threads)
+
+    def show(start: int) -> _Shown:
         if on_samples is not None:
             on_samples(0)
+        return _shown(samples, encoder, pairs, chosen[start : start + size], n_rows)
+
+    shown = share_out(show, range(0, len(chosen), size), threads)
     having = _times([batch.others for batch in shown], n_rows)
     lacking = _times([batch.rows for batch in shown], n_rows)
-    parts = []
-    for first in range(0, n_rows, BAND):
-        together = np.zeros((min(BAND, n_rows - first), n_rows), np.uint16)
+
+    def band(first: int) -> Table:
+        together = np.zeros((min(band_size, n_rows - first), n_rows), np.uint16)
         for batch in shown:
             _tally(batch.starts, batch.rows, batch.other_starts, batch.others, first, together)
-        parts.append(table_of(together, having[first : first + BAND], lacking, len(chosen)))
-    return _joined(parts)
+        return table_of(together, having[first : first + band_size], lacking, len(chosen))
+
+    return _joined(share_out(band, range(0, n_rows, band_size), threads))
 
 
 def _shown(samples: Samples, encoder: Encoder, pairs: Pairs, batch: Int64, n_rows: int) -> _Shown:
@@ -203,9 +226,9 @@ def _features_of_buckets(counts: Counts, n_rows: int) -> _Features:
     return _Features(starts, rows)
 
 
-def _some(counts: Counts, start: int) -> Int64:
-    """The buckets from ``start`` on, _BUCKETS of them, that have samples."""
-    return (start + np.flatnonzero(counts.shares[start : start + _BUCKETS] > 0)).astype(np.int64)
+def _some(counts: Counts, start: int, size: int) -> Int64:
+    """The buckets from ``start`` on, ``size`` of them, that have samples."""
+    return (start + np.flatnonzero(counts.shares[start : start + size] > 0)).astype(np.int64)
 
 
 def _least(features: _Features, table: Table, counts: Counts) -> np.float32:

@@ -8,6 +8,7 @@ from machxc.samples import Features
 
 CHUNK = 4096  # samples, at most
 CHUNK_VALUES = 1 << 20  # feature values, on average: 8 MB when encoded
+LEFT_OUT_BATCH, CANDIDATES = 256, 20  # left-out samples prepared at a time; buckets that each is compared with
 MEMBERS = 16  # samples of a bucket that tell what its samples have (counts.py)
 BAND = 1024  # features that are counted at a time, with all others: 16 MB, which caches hold better than all, too
 MOST_ROWS = 8192  # of the features that most samples have: these are associated (associations.py)

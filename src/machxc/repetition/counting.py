@@ -17,14 +17,19 @@ Features of one sample repeat each other, and a product over all of them is far 
 biases are multiplied by min(1, CALM / root of the mean number of features of a sample): that changes no ranking, and
 lets the best score be about as often right as it says.
 
+All of that can be shared out to threads, by buckets or by rows, which changes no byte: what a feature and a bucket have
+in common is added up by one thread, in the order of the samples.
+
 What never met has no weight, so that a feature's row has an entry for each bucket that it was seen in, and the whole
 model at most as many entries as the training samples have (feature, label) pairs: memory follows the data, not K.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
+from threading import Event
 
 import numpy as np
 
@@ -40,30 +45,38 @@ from machxc.repetition.encode import Encoder, Rows, fit_encoder
 from machxc.repetition.leave_one_out import Learnt, learn
 from machxc.repetition.stored import pack
 from machxc.repetition.targets import bucket_counts, bucket_targets
-from machxc.repetition.windows import in_order
+from machxc.repetition.windows import in_order, is_beyond_memory
 from machxc.samples import Array, Float32, Int64, Samples, UInt32
+from machxc.threads import share_out
 
 _NEVER = np.uint32(0xFFFFFFFF)
 
 
 def count_repetition(
-    samples: Samples, config: Config, partition: Partition, r: int, on_samples: OnSamples | None = None
+    samples: Samples,
+    config: Config,
+    partition: Partition,
+    r: int,
+    on_samples: OnSamples | None = None,
+    threads: int = 1,
 ) -> dict[str, Array]:
     """Count repetition r; returns its tensors by name, those of a linear repetition (see folder.py).
 
-    ``on_samples`` is called with numbers of samples that add up to N.
+    ``on_samples`` is called with numbers of samples that add up to N, by any of the ``threads`` that work on it. (One
+    does where the samples are beyond memory, and are read from front to back.)
     """
+    threads = 1 if is_beyond_memory(samples) else threads
     encoder = fit_encoder(samples.features, config, r)
     pairs = _by_bucket(samples, partition, r)
-    counts = _count(samples, encoder, pairs, config, bucket_counts(samples, partition, r), on_samples)
+    counts = _count(samples, encoder, pairs, config, bucket_counts(samples, partition, r), on_samples, threads)
     weights, calm = np.empty(len(counts.counts), np.float32), _calm(samples)
-    _to_weights(counts.starts, counts.entries, counts.counts, counts.background, counts.penalties, weights)
+    _weigh(counts, weights, threads)
     learnt = Learnt.nothing(len(encoder.row_weights))
     if config.left_out:
-        learnt = learn(samples, encoder, partition, pairs, counts, weights, config, r, calm, on_samples)
+        learnt = learn(samples, encoder, partition, pairs, counts, weights, config, r, calm, on_samples, threads)
     added = Added.nothing(len(encoder.row_weights))
     if config.associations:
-        added = associate(samples, encoder, pairs, counts, calm * learnt.scale, config, r, on_samples)
+        added = associate(samples, encoder, pairs, counts, calm * learnt.scale, config, r, on_samples, threads)
     bias = learnt.prior * counts.log_shares
     kept = _take_in(
         counts.starts, counts.entries, counts.counts, weights, counts.shares, counts.lengths, counts.features,
@@ -91,16 +104,58 @@ def _merged(
 
 
 def _count(
-    samples: Samples, encoder: Encoder, pairs: Pairs, config: Config, shares: Array, on_samples: OnSamples | None
+    samples: Samples,
+    encoder: Encoder,
+    pairs: Pairs,
+    config: Config,
+    shares: Array,
+    on_samples: OnSamples | None,
+    threads: int,
 ) -> Counts:
-    """Two passes: how many buckets each feature met, then how much it met each of them."""
-    starts = np.zeros(len(encoder.row_weights) + 1, np.int64)
-    last = np.full(len(encoder.row_weights), _NEVER, np.uint32)
-    for rows, chunk in _chunks(samples, encoder, pairs):
-        _count_entries(rows.indptr, rows.rows, rows.weights, pairs.buckets[chunk], pairs.weights[chunk], last, starts)
-    met = starts[1:].astype(np.float32)
-    np.cumsum(starts, out=starts)
-    counts = Counts(
+    """Two passes: how many buckets each feature met, then how much it met each of them.
+
+    Each thread has buckets of its own, and what a row met of them is a part of it: one thread writes each byte.
+    """
+    n_rows, stop, parts = len(encoder.row_weights), Event(), pairs.parts(threads)
+
+    def meet(part: slice) -> Int64:
+        met, last = np.zeros(n_rows + 1, np.int64), np.full(n_rows, _NEVER, np.uint32)
+        for rows, chunk in _chunks(samples, encoder, pairs, part):
+            _count_entries(rows.indptr, rows.rows, rows.weights, pairs.buckets[chunk], pairs.weights[chunk], last, met)
+            if stop.is_set():
+                break
+        return met
+
+    met = share_out(meet, parts, threads, stop)
+    starts: Int64 = np.cumsum(np.sum(met, axis=0)) if len(met) > 1 else np.cumsum(met[0])
+    counts = _nothing_counted(starts, config, shares)
+    begins = [starts[:-1]]  # of what each part has of a row
+    begins += (begins[-1] + before[1:] for before in met[:-1])
+    del met
+
+    def add(part: slice, begin: Int64) -> None:
+        ends = begin.copy()
+        for rows, chunk in _chunks(samples, encoder, pairs, part):
+            _add_counts(
+                rows.indptr, rows.rows, rows.weights, pairs.buckets[chunk], pairs.weights[chunk],
+                begin, ends, counts.entries, counts.counts, counts.lengths, counts.features,
+            )  # fmt: skip
+            if on_samples is not None:
+                before, reached = (place * len(samples) // len(pairs) for place in (chunk.start, chunk.stop))
+                on_samples(reached - before)
+            if stop.is_set():
+                break
+
+    share_out(lambda at: add(parts[at], begins[at]), range(len(parts)), threads, stop)
+    if on_samples is not None and not len(pairs):
+        on_samples(len(samples))
+    return counts
+
+
+def _nothing_counted(starts: Int64, config: Config, shares: Array) -> Counts:
+    """Room for the entries of rows that begin at ``starts`` (int64 [rows + 1])."""
+    met = np.diff(starts).astype(np.float32)
+    return Counts(
         starts,
         np.empty(starts[-1], np.uint32),
         np.zeros(starts[-1], np.float32),
@@ -110,19 +165,19 @@ def _count(
         np.zeros(config.buckets, np.float32),
         np.float32(config.smoothing),
     )
-    ends, done = starts[:-1].copy(), 0
-    for rows, chunk in _chunks(samples, encoder, pairs):
-        _add_counts(
-            rows.indptr, rows.rows, rows.weights, pairs.buckets[chunk], pairs.weights[chunk],
-            starts, ends, counts.entries, counts.counts, counts.lengths, counts.features,
-        )  # fmt: skip
-        if on_samples is not None:
-            reached = chunk.stop * len(samples) // len(pairs)
-            on_samples(reached - done)
-            done = reached
-    if on_samples is not None:
-        on_samples(len(samples) - done)
-    return counts
+
+
+def _weigh(counts: Counts, weights: Float32, threads: int) -> None:
+    """The weight of each entry, rows shared out so that each thread has about as many entries."""
+    starts, penalties = counts.starts, counts.penalties
+    bounds = np.searchsorted(starts, np.linspace(0, starts[-1], threads + 1)[1:-1].astype(np.int64))
+    rows = [slice(a, b) for a, b in itertools.pairwise([0, *bounds.tolist(), len(starts) - 1])]
+
+    def weigh(part: slice) -> None:
+        some = starts[part.start : part.stop + 1]
+        _to_weights(some, counts.entries, counts.counts, counts.background[part], penalties, weights)
+
+    share_out(weigh, rows, threads)
 
 
 def _calm(samples: Samples) -> np.float32:
@@ -140,10 +195,10 @@ def _by_bucket(samples: Samples, partition: Partition, r: int) -> Pairs:
     return Pairs(members, buckets, weights, np.concatenate((np.zeros(1, np.int64), starts[:-1])))
 
 
-def _chunks(samples: Samples, encoder: Encoder, pairs: Pairs) -> Iterator[tuple[Rows, slice]]:
-    """Encoded samples in the order of ``pairs``, and the slice of it that they are, chunk by chunk."""
-    step, start = chunk_size(samples.features), 0
-    for features, places in in_order(samples, pairs.members):
+def _chunks(samples: Samples, encoder: Encoder, pairs: Pairs, part: slice) -> Iterator[tuple[Rows, slice]]:
+    """Encoded samples of a part of ``pairs``, in their order, and the slice of it that they are, chunk by chunk."""
+    step, start = chunk_size(samples.features), part.start
+    for features, places in in_order(samples, pairs.members[part]):
         for at in range(0, len(places), step):
             chunk = places[at : at + step]
             yield encoder(features, chunk), slice(start + at, start + at + len(chunk))
@@ -179,16 +234,19 @@ def _count_entries(
 @kernel
 def _add_counts(
     indptr: Int64, rows: Int32, values: Float32, buckets: UInt32, weights: Float32,
-    starts: Int64, ends: Int64, entries: UInt32, counts: Float32, lengths: Float32, features: Float32,
+    begins: Int64, ends: Int64, entries: UInt32, counts: Float32, lengths: Float32, features: Float32,
 ) -> None:  # fmt: skip
-    """Add samples, ordered by bucket, to the entries of their rows: what a row has of a bucket is its last entry."""
+    """Add samples, ordered by bucket, to the entries of their rows: what a row has of a bucket is its last entry.
+
+    Entries of a row begin at ``begins`` and end at ``ends`` (int64 [rows]).
+    """
     for i in range(len(indptr) - 1):
         bucket = buckets[i]
         for j in range(indptr[i], indptr[i + 1]):
             row, value = rows[j], weights[i] * values[j]
             if not value > np.float32(0.0):
                 continue
-            if ends[row] == starts[row] or entries[ends[row] - 1] != bucket:
+            if ends[row] == begins[row] or entries[ends[row] - 1] != bucket:
                 entries[ends[row]] = bucket
                 ends[row] += 1
             counts[ends[row] - 1] += value

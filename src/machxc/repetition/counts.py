@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,12 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def parts(self, n: int) -> list[slice]:
+        """About equal parts, at most ``n`` and at least one, no bucket in two of them."""
+        bounds = self.starts[np.searchsorted(self.starts, np.linspace(0, len(self), n + 1)[1:-1])]
+        ends = np.unique(np.append(bounds, len(self))).tolist()
+        return [slice(a, b) for a, b in itertools.pairwise([0, *(end for end in ends if end > 0)])] or [slice(0, 0)]
 
 
 @dataclass(frozen=True)

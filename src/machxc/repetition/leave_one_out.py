@@ -24,6 +24,7 @@ for new ones: with their own samples left in, buckets are recognised by them, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from machxc.config import Config
 from machxc.partition import Partition
 from machxc.repetition import random
 from machxc.repetition.arithmetic import Int32
-from machxc.repetition.chunks import MEMBERS, OnSamples
+from machxc.repetition.chunks import CANDIDATES, LEFT_OUT_BATCH, MEMBERS, OnSamples
 from machxc.repetition.counts import (
     LENGTH,
     PRIOR,
@@ -49,12 +50,11 @@ from machxc.repetition.encode import Encoder, Rows
 from machxc.repetition.targets import Targets, bucket_targets
 from machxc.repetition.windows import batch_size
 from machxc.samples import Float32, Int64, Samples, UInt32
+from machxc.threads import in_turn
 
-CANDIDATES = 20  # buckets that a sample is compared with
 RATE, PRIOR_RATE = 0.1, 0.01
 PASSES = 4  # over the samples, where there are few
-BATCH = 256  # left-out samples prepared at a time
-_MOST_ENTRIES = 1 << 16  # of the rarest features of a sample: these find its candidates
+_MOST_ENTRIES = 1 << 14  # of the rarest features of a sample: these find its candidates
 _LEAST = np.float32(1e-6)  # of what is left of a count: below, it is what rounding left
 
 
@@ -72,6 +72,17 @@ class Learnt:
         return cls(np.ones(n_rows, np.float32), np.zeros(n_rows, np.float32), np.full(1, PRIOR, np.float32))
 
 
+class _Batch(NamedTuple):
+    """Left-out samples: their ``pairs`` int64 [n], encoded; where their candidates (int64 [n, 1 + CANDIDATES]) stand in
+    ``buckets`` (int64), and the members of these."""
+
+    pairs: Int64
+    queries: Rows
+    near: Int64
+    buckets: Int64
+    members: Members
+
+
 def learn(
     samples: Samples,
     encoder: Encoder,
@@ -83,11 +94,13 @@ def learn(
     r: int,
     calm: np.float32,
     on_samples: OnSamples | None = None,
+    threads: int = 1,
 ) -> Learnt:
     """Learn from ``config.left_out`` pairs of repetition r, drawn at random, or from all where there are fewer.
 
     ``weights``: w(f, b) of each entry; ``calm``: what scores are multiplied by. ``on_samples`` is called with 0 now and
-    then: what it raises ends learning.
+    then: what it raises ends learning. Steps are taken one after the other; what they need of the samples is prepared
+    on ``threads``.
     """
     learnt = Learnt.nothing(len(encoder.row_weights))
     squares = Learnt(np.ones_like(learnt.scale), np.ones_like(learnt.lack), np.ones_like(learnt.prior))
@@ -95,17 +108,21 @@ def learn(
     chosen = _left_out(pairs, config, r)
     log_shares = counts.log_shares
     bias, penalties, mean_value = PRIOR * log_shares, counts.penalties, counts.mean_value  # of all buckets: once
-    size = batch_size(samples, BATCH, MEMBERS * (1 + CANDIDATES))
-    for start in range(0, len(chosen), size):
+    size = batch_size(samples, max(1, LEFT_OUT_BATCH // threads), MEMBERS * (1 + CANDIDATES))
+
+    def prepare(start: int) -> _Batch:
         batch = chosen[start : start + size]
         order = pairs.members[batch].astype(np.int64)
         queries, targets = encoded(samples, encoder, pairs.members[batch]), bucket_targets(samples, order, partition, r)
         near = _candidates(queries, targets, pairs.buckets[batch], counts, weights, bias)
         buckets, places = np.unique(near[near >= 0], return_inverse=True)
         near[near >= 0] = places
-        members = members_of(samples, encoder, pairs, buckets)
+        return _Batch(batch, queries, near, buckets, members_of(samples, encoder, pairs, buckets))
+
+    def step(start: int, batch: _Batch) -> None:
+        queries, members = batch.queries, batch.members
         _learn(
-            queries.indptr, queries.rows, queries.weights, batch, near, buckets,
+            queries.indptr, queries.rows, queries.weights, batch.pairs, batch.near, batch.buckets,
             members.starts, members.pairs, members.rows.indptr, members.rows.rows, members.rows.weights, pairs.weights,
             counts.starts, counts.entries, counts.counts, weights, counts.background,
             counts.shares, counts.lengths, counts.features, log_shares, penalties, counts.smoothing,
@@ -114,6 +131,8 @@ def learn(
         )  # fmt: skip
         if on_samples is not None:
             on_samples(0)
+
+    in_turn(prepare, step, range(0, len(chosen), size), threads)
     return learnt
 
 

@@ -1,6 +1,6 @@
 """Train one repetition: a pure function of the samples, the config and the repetition's number.
 
-Knows nothing of its siblings; one core, no lock. The order of samples, what is dropped and what is drawn follow from
+Knows nothing of its siblings. The order of samples, what is dropped and what is drawn follow from
 the seed and the repetition's number alone, so that the same bytes come out wherever it runs.
 """
 
@@ -34,15 +34,17 @@ def train_repetition(
     r: int,
     on_samples: OnSamples | None = None,
     checkpoints: Checkpoints | None = None,
+    threads: int = 1,
 ) -> dict[str, Array]:
     """Train repetition r; returns its tensors by name, as they are stored (see folder.py for dtypes and shapes).
 
     ``on_samples`` is called with the number of samples each time some were trained on, and when training stops early,
     with how many that saves: in all, epochs x `n_trained`. What it raises ends training. ``checkpoints``: where to go
     on from, and to keep the state in now and then (a counted repetition takes seconds, and is counted again).
+    ``threads``: how many may work on it, which changes no byte: counting is shared out, steps are taken by one.
     """
     if config.learner == "counts":
-        return count_repetition(samples, config, partition, r, on_samples)
+        return count_repetition(samples, config, partition, r, on_samples, threads)
     tell = on_samples or _nobody
     order, held_out = split(samples, config, r)
     state = None if checkpoints is None else checkpoints.load(config, r, len(samples))

@@ -8,9 +8,8 @@ limit, after which the scan takes over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,12 +19,10 @@ from machxc.retrieval.best_buckets import rank
 from machxc.retrieval.estimators import MEDIAN, SUM, check_names, contributions, finish, merge_of
 from machxc.retrieval.single import is_single, probabilities
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
+from machxc.threads import share_out
 
 if TYPE_CHECKING:
     from machxc.retrieval.scoring import Lookup
-
-_P = TypeVar("_P")
-_R = TypeVar("_R")
 
 METHODS = ("auto", "scan", "search", "sieve")
 
@@ -114,17 +111,6 @@ def top_k_within(
 
 def _in_blocks(fill: Callable[[slice], None], n: int, partition: Partition, jobs: int) -> None:
     share_out(fill, _blocks(n, partition, jobs), jobs)
-
-
-def share_out(run: Callable[[_P], _R], parts: Sequence[_P], jobs: int) -> list[_R]:
-    """What ``run`` makes of each part, on ``jobs`` threads.
-
-    A single part, or all with one job, on this thread: a few answers take less time than threads take to start.
-    """
-    if jobs <= 1 or len(parts) == 1:
-        return [run(part) for part in parts]
-    with ThreadPoolExecutor(jobs) as threads:
-        return list(threads.map(run, parts))
 
 
 class _Task:

@@ -67,10 +67,11 @@ def train_in(
     *,
     interval: float = INTERVAL,
     on_samples: OnSamples | None = None,
+    threads: int = 1,
 ) -> None:
     """Train repetition r of a run into its folder, from its checkpoint if there is one; nothing to do when it is done.
 
-    ``interval``: seconds between two checkpoints.
+    ``interval``: seconds between two checkpoints; ``threads``: how many may work on it.
     """
     if folder.is_done(r, config):
         return
@@ -83,7 +84,7 @@ def train_in(
             if on_samples is not None:
                 on_samples(n)
 
-        tensors = train_repetition(samples, config, partition_of(config), r, counted, kept)
+        tensors = train_repetition(samples, config, partition_of(config), r, counted, kept, threads)
         check(*arrays)
         folder.write_tensors(repetition_file(r), tensors)
     folder.remove(checkpoint_file(r))
