@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from machxc.threads import in_turn, share_out
+from machxc.threads import ahead, in_turn, share_out
 
 WAIT = 30.0  # seconds, at most, for another thread
 
@@ -76,6 +77,39 @@ def test_an_error_stops_the_parts_at_work_and_those_that_wait() -> None:
     with pytest.raises(OSError, match="disk"):
         share_out(run, range(100), 2, stop)
     assert sorted(done) in ([1], [1, 2])  # the thread of the first part has begun another one, or not
+
+
+@given(parts=st.lists(st.integers(), max_size=20))
+def test_an_iterator_runs_ahead(parts: list[int]) -> None:
+    assert list(ahead(iter(parts))) == parts
+
+
+def test_what_an_iterator_raises_comes_after_what_it_gave() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("no more")
+
+    taken: list[int] = []
+    with pytest.raises(ValueError, match="no more"):
+        taken.extend(ahead(items()))
+    assert taken == [1, 2]
+
+
+def test_an_iterator_is_not_far_ahead_and_ends_when_no_more_is_taken() -> None:
+    given: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(1000):
+            given.append(item)
+            yield item
+
+    before = threading.active_count()
+    coming = ahead(items())
+    assert [next(coming), next(coming)] == [0, 1]
+    coming.close()  # type: ignore[attr-defined]  # it is a generator
+    assert len(given) <= 2 + 3
+    assert threading.active_count() == before
 
 
 def test_a_single_part_stays_on_this_thread() -> None:

@@ -33,12 +33,13 @@ LINEAR_RATES, HIDDEN_RATES = (28e9, 11e9), (60e9, 35e9)
 REPEATED = -0.25  # of the meetings of features and buckets, the share that are the first: samples a label to this power
 ALL_ADDED, ADDED = 28.0, 1.4  # features a sample with which associations double the entries; power of fewer
 # where weights are counted: seconds a (sample, label) pair, and a meeting, of entries in the caches and in memory
-PER_PAIR, COUNTING = 0.5e-6, (60e-9, 210e-9)
-LEAVING_OUT = (40e-6, 33e-12, 0.7e-3)  # seconds a left-out sample: at least, more for a feature in the data, at most
+PER_PAIR, COUNTING = 0.5e-6, (60e-9, 120e-9)
+LEAVING_OUT = (40e-6, 12e-12, 0.45e-3)  # seconds a left-out sample: at least, more for a feature in the data, at most
 OFTEN = 16  # samples of a feature from which on it is associated (FEWEST_MET)
 ASSOCIATING, TABLE = 1.4e-6, 25e-9  # seconds a feature of a sample that shows what goes with what, and a pair of these
 PER_SAMPLE = 0.25e-6  # seconds a sample and epoch, whatever its size
-READING = 0.4e-6  # seconds a feature of a text, to read it and to hash it
+READING = (2e-6, 0.1e-6)  # seconds a sample, and a feature of it, to read it and to hash its text
+ARENA = 96 << 20  # bytes that a thread's part of the heap keeps, at most, of what it was given
 STARTING = 1.2  # seconds to start, and to load compiled kernels
 
 
@@ -148,9 +149,10 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
 
 
 def _thread(config: Config, facts: Facts, rows: int) -> int:
-    """Bytes that one more thread takes to count: what each row met, and left-out samples with their candidates."""
+    """Bytes that one more thread takes: what each row met, left-out samples with their candidates, and freed memory."""
     members = LEFT_OUT_BATCH * (1 + CANDIDATES * min(facts.per_label, MEMBERS)) * facts.per_sample
-    return int(20 * rows + _chunk(facts) + 12 * config.buckets + 8 * members)
+    kept = min(ARENA, bytes_of_samples(facts) // 2)
+    return int(20 * rows + _chunk(facts) + 12 * config.buckets + 8 * members) + kept
 
 
 def _shown(config: Config, facts: Facts, rows: int) -> int:
@@ -236,7 +238,7 @@ def _cpu_seconds(config: Config, facts: Facts, rows: int) -> float:
 
     Where weights are counted: a time for each pair of a sample and a label, and each meeting.
     """
-    before = STARTING + READING * facts.n_values
+    before = STARTING + READING[0] * facts.n_samples + READING[1] * facts.n_values
     if config.learner == "counts":
         return before + config.repetitions * (_counting_seconds(facts) + _learning_seconds(config, facts))
     width = config.layers[0] if config.hidden else config.buckets

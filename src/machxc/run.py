@@ -144,7 +144,7 @@ def plan_run(
     check_device(device)
     asked = Asked(settings or Settings(), options or ReadOptions(), text, memory_budget)
     with tempfile.TemporaryDirectory(prefix="machxc-plan-") as folder:
-        dataset = open_or_convert(data, Path(folder) / DATA, asked, reading)
+        dataset = open_or_convert(data, Path(folder) / DATA, asked, jobs, reading)
         return _plan(dataset, asked, jobs, device)
 
 
@@ -237,6 +237,7 @@ class _Run:
             self.asked,
             overwrite=self.overwrite,
             resume=self.resume,
+            jobs=self.jobs,
             reading=self.tell.reading,
         )
         plan = _plan(dataset, self.asked, self.jobs, self.execution.device)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
-from typing import TypeVar
+from typing import TypeVar, cast
 
 _P = TypeVar("_P")
 _R = TypeVar("_R")
+_END = object()
 
 
 def share_out(run: Callable[[_P], _R], parts: Sequence[_P], threads: int, stop: Event | None = None) -> list[_R]:
@@ -53,6 +54,18 @@ def in_turn(make: Callable[[_P], _R], use: Callable[[_P, _R], None], parts: Iter
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def ahead(items: Iterator[_R]) -> Iterator[_R]:
+    """The items of an iterator that runs on a thread of its own, up to two ahead of what is taken."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            coming = deque(pool.submit(next, items, _END) for _ in range(2))
+            while (item := coming.popleft().result()) is not _END:
+                coming.append(pool.submit(next, items, _END))
+                yield cast(_R, item)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _use_first(use: Callable[[_P, _R], None], ahead: deque[tuple[_P, Future[_R]]], pool: ThreadPoolExecutor) -> None:

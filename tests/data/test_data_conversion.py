@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from machxc.data import ReadOptions, collect, columns, convert, open_store, read
 from machxc.data.conversion import WORK_SUFFIX
 from machxc.data.raw import RawBatch
 from machxc.errors import DataError, OutputError
+from machxc.samples import Features
 
 TEXT = TextConfig(words=1)  # else all of these few texts are looked at before the first part begins
 ROWS = [Sample([i % 5, 5 + i % 3], {i % 9: i / 4, 12: 1.0}, f'text {i} "of" söme', i % 4) for i in range(60)]
@@ -105,11 +107,12 @@ class Snapshots:
             self.folders.append(copy)
 
 
-def test_a_conversion_killed_anywhere_goes_on_to_the_same_bytes(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_conversion_killed_anywhere_goes_on_to_the_same_bytes(path: Path, tmp_path: Path, jobs: int) -> None:
     whole = tmp_path / "whole"
     with pytest.MonkeyPatch.context() as patched:
         snapshots = Snapshots(patched, tmp_path / ("whole" + WORK_SUFFIX))
-        dataset = convert(path, whole, **settings_for(path))
+        dataset = convert(path, whole, jobs=jobs, **settings_for(path))
     assert_same(dataset, read(path, **settings_for(path)))
     expected, went_on = content(whole), 0
     assert "store.json" in expected
@@ -117,18 +120,41 @@ def test_a_conversion_killed_anywhere_goes_on_to_the_same_bytes(path: Path, tmp_
     for folder in snapshots.folders[::5]:
         went_on += (folder / "state.json").exists()
         shutil.move(folder, tmp_path / ("other" + WORK_SUFFIX))
-        convert(path, tmp_path / "other", **settings_for(path))
+        convert(path, tmp_path / "other", jobs=jobs, **settings_for(path))
         assert content(tmp_path / "other") == expected
         shutil.rmtree(tmp_path / "other")
     assert went_on > 5 or path.suffix == ".zst"  # which is one block here
 
 
-def test_parts_change_no_byte(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert(path, tmp_path / "parts", **settings_for(path))
+def test_parts_and_jobs_change_no_byte(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(path, tmp_path / "parts", jobs=3, **settings_for(path))
     monkeypatch.setattr(source, "BLOCK", 1 << 20)
     monkeypatch.setattr(collect, "PART", 1 << 20)
     convert(path, tmp_path / "whole", **settings_for(path))
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_what_is_wrong_is_the_same_with_a_thread_that_reads(tmp_path: Path) -> None:
+    lines = jsonl(NAMED, "text").splitlines(keepends=True)
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"".join([*lines[:41], b'{"text": 7, "labels": []}\n', *lines[42:]]))
+    told = []
+    for jobs in (1, 2):
+        with pytest.raises(DataError) as error:
+            convert(path, tmp_path / f"store-{jobs}", OPTIONS, text=TEXT, jobs=jobs)
+        told.append((str(error.value), error.value.line))
+    assert told[0] == told[1]
+    assert told[0][1] == 42
+
+
+def test_what_progress_raises_ends_the_thread_that_reads(strings: Path, tmp_path: Path) -> None:
+    def stop(done: int, size: int | None) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        convert(strings, tmp_path / "store", OPTIONS, text=TEXT, jobs=2, progress=stop)
+    assert threading.active_count() == before
 
 
 def test_parquet_goes_on_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +204,9 @@ def test_what_was_converted_is_not_parsed_again(strings: Path, tmp_path: Path, m
     stop_at(strings, tmp_path / "store", monkeypatch, 5)
     added, add = list[int](), collect.Collector.add
 
-    def noted(collector: collect.Collector, batch: RawBatch) -> None:
+    def noted(collector: collect.Collector, batch: RawBatch, features: Features) -> None:
         added.append(len(batch))
-        add(collector, batch)
+        add(collector, batch, features)
 
     monkeypatch.setattr(collect.Collector, "add", noted)
     assert len(convert(strings, tmp_path / "store", OPTIONS, text=TEXT)) == 60

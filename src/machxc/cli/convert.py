@@ -29,6 +29,7 @@ def add(verbs: _SubParsersAction[Any]) -> ArgumentParser:
     parser.add_argument("data", metavar="DATA", help=common.DATA)
     parser.add_argument("store", metavar="STORE", help="the folder to write")
     common.add_overwrite(parser)
+    common.add_jobs(parser)
     common.add_json(parser)
     common.add_text(parser)
     common.add_reading(parser)
@@ -42,7 +43,13 @@ def run(arguments: Namespace, console: Console) -> None:
 
     with console.progress("converting", "B") as progress:
         dataset = convert(
-            arguments.data, arguments.store, options, text=text, overwrite=arguments.overwrite, progress=progress
+            arguments.data,
+            arguments.store,
+            options,
+            text=text,
+            overwrite=arguments.overwrite,
+            jobs=arguments.jobs,
+            progress=progress,
         )
     found = _facts(arguments.store, dataset)
     if arguments.json:

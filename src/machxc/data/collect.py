@@ -23,6 +23,7 @@ from machxc.errors import DataError, SettingError
 from machxc.labels import LabelNames
 from machxc.packed import Strings
 from machxc.samples import Features, Float32, Int64, Labels, Samples
+from machxc.threads import ahead
 
 log = logging.getLogger("machxc.data")
 
@@ -165,9 +166,8 @@ class Collector:
         if "encoder" in state:
             encoder.restore(state["encoder"])
 
-    def add(self, batch: RawBatch) -> None:
-        """Append the samples of a batch."""
-        features = self._encoder.features(batch)
+    def add(self, batch: RawBatch, features: Features) -> None:
+        """Append the samples of a batch, and their features."""
         self._indptr.append(features.indptr)
         self._ids.append(features.indices)
         self._values.append(features.values)
@@ -220,16 +220,21 @@ def collect(
     *,
     mark: Mark | None = None,
     on_part: OnPart | None = None,
+    jobs: int = 1,
 ) -> Dataset:
-    """All samples of a source, from a mark on, as one dataset. DataError when there are none."""
+    """All samples of a source, from a mark on, as one dataset. DataError when there are none.
+
+    With several ``jobs`` one thread reads, and makes the features, while this one gathers them.
+    """
     format = find_format(source, options)
     size, last = 0, None
-    for batch in _looked_ahead(raw_batches(source, options, mark), encoder):
+    encoded = _encoded(_looked_ahead(raw_batches(source, options, mark), encoder), encoder)
+    for batch, features in ahead(encoded) if jobs > 1 and source.is_file else encoded:
         if size >= PART and last is not None:
             state, size = collector.end_part(), 0
             if on_part is not None:
                 on_part(last, state)
-        collector.add(batch)
+        collector.add(batch, features)
         size, last = size + _size(batch), batch.mark
     dataset = collector.finish(source.facts(format))
     if not len(dataset):
@@ -258,6 +263,11 @@ def _looked_ahead(batches: Iterator[RawBatch], encoder: Encoder) -> Iterator[Raw
         encoder.choose_text(texts)
     yield from first
     yield from batches
+
+
+def _encoded(batches: Iterator[RawBatch], encoder: Encoder) -> Iterator[tuple[RawBatch, Features]]:
+    for batch in batches:
+        yield batch, encoder.features(batch)
 
 
 def dataset_of(encoder: Encoder, batch: RawBatch) -> Dataset:

@@ -56,13 +56,15 @@ def convert(
     *,
     text: TextConfig | None = None,
     overwrite: bool = False,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a file of samples once, write it as a converted store, and open that.
 
     Memory is bounded, whatever the size of the file and the number of labels. The folder appears when it is complete,
     or not at all. A conversion that was killed, or ended by an error after its first part, goes on when the same is
-    asked again. ``text``: how texts become features; None: chosen from the first ones. DataError for what is wrong with
+    asked again. ``text``: how texts become features; None: chosen from the first ones.
+    ``jobs``: threads, of which two are made use of; they change no byte. DataError for what is wrong with
     the data, OutputError when ``store`` exists (without ``overwrite``) or cannot be written.
     """
     options = options or ReadOptions()
@@ -72,10 +74,10 @@ def convert(
     with _work_folder(store) as folder, output_errors(store), guarded():
         work = _Work(folder, options, text)
         with _from_the_beginning_if_changed(work, path), Source(path, progress) as source:
-            work.run(source)
+            work.run(source, jobs)
         if work.dataset is None:
             with Source(path, progress) as source:
-                work.run(source)
+                work.run(source, jobs)
         assert work.dataset is not None
         with staging_folder(store) as staged:
             for name in work.facts:
@@ -102,7 +104,7 @@ class _Work:
         self._folder, self._options, self._text = folder, options, text
         self._asked = _asked(options, text)
 
-    def run(self, source: Source) -> None:
+    def run(self, source: Source, jobs: int) -> None:
         """Read the source, from where the last part ended. ChangedError when what was read before is not the same."""
         before = self._before()
         self.clear(() if before is None else (_STATE, *(f"{name}.bin" for name in before["columns"])))
@@ -117,7 +119,7 @@ class _Work:
             def on_part(reached: Mark, state: dict[str, Any]) -> None:
                 self._save({"mark": dataclasses.asdict(reached), "columns": columns.lengths(), "collector": state})
 
-            self.dataset = collect(source, self._options, encoder, collector, mark=mark, on_part=on_part)
+            self.dataset = collect(source, self._options, encoder, collector, mark=mark, on_part=on_part, jobs=jobs)
             self.facts = dict(sorted({**columns.kept_facts(), **named.kept_facts()}.items()))
 
     def clear(self, kept: Collection[str] = ()) -> None:

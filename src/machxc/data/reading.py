@@ -105,7 +105,7 @@ def _read_store(
             return stored
     collector = Collector(encoder, MemoryColumns())
     for batch in _store_batches(stored, path):
-        collector.add(batch)
+        collector.add(batch, encoder.features(batch))
     return collector.finish(stored.source)
 
 

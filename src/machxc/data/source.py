@@ -90,9 +90,14 @@ class Source:
         return self._head
 
     @property
+    def is_file(self) -> bool:
+        """Whether the path leads to a file: who reads a pipe, or standard input, may wait for ever."""
+        return self.path != "-" and os.path.isfile(self.path)
+
+    @property
     def is_plain_file(self) -> bool:
         """Whether the path leads to the very bytes that `blocks` yields."""
-        return self._compression is None and self.path != "-" and os.path.isfile(self.path)
+        return self._compression is None and self.is_file
 
     def blocks(self, mark: Mark | None = None) -> Iterator[bytes]:
         """The decompressed bytes, in blocks: all of them, or what was not parsed yet at a mark.

@@ -16,7 +16,14 @@ OnRead = Callable[[int, int | None], None]
 
 
 def prepare(
-    folder: RunFolder, data: Path | str, asked: Asked, *, overwrite: bool, resume: bool, reading: OnRead | None
+    folder: RunFolder,
+    data: Path | str,
+    asked: Asked,
+    *,
+    overwrite: bool,
+    resume: bool,
+    jobs: int,
+    reading: OnRead | None,
 ) -> Dataset:
     """The samples: those that an earlier run converted, when it was asked for the same, else converted now.
 
@@ -32,16 +39,16 @@ def prepare(
             raise other_run(folder, names[0], before, now)
     folder.clear()
     with folder.new_store(Path(data) if is_store(data) else None) as store:
-        dataset = open_or_convert(data, store, asked, reading)
+        dataset = open_or_convert(data, store, asked, jobs, reading)
     folder.write(RUN, json.dumps(asked.to_dict(identity(data, dataset)), indent=1).encode())
     return dataset
 
 
-def open_or_convert(data: Path | str, store: Path, asked: Asked, reading: OnRead | None) -> Dataset:
+def open_or_convert(data: Path | str, store: Path, asked: Asked, jobs: int, reading: OnRead | None) -> Dataset:
     """The dataset of a file of samples, converted into ``store``, or that of a converted store."""
     if is_store(data):
         return stored(data, asked)
-    return convert(data, store, asked.options, text=asked.text, progress=reading)
+    return convert(data, store, asked.options, text=asked.text, jobs=jobs, progress=reading)
 
 
 def stored(data: Path | str, asked: Asked) -> Dataset:
