@@ -46,8 +46,12 @@ class Ended:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """The environment variables by which numeric libraries are told how many threads to use."""
-    return {f"{name}_NUM_THREADS": str(threads) for name in _THREADS} | {"TOKENIZERS_PARALLELISM": "false"}
+    """The environment variables by which numeric libraries are told how many threads to use.
+
+    And Python keeps compiled modules, as it does unless it is told not to: else each start compiles what pip has not.
+    """
+    threads_of = {f"{name}_NUM_THREADS": str(threads) for name in _THREADS}
+    return threads_of | {"TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def run(command: Sequence[str], log: Path, limits: Limits, environment: Mapping[str, str] | None = None) -> Ended:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -12,8 +11,7 @@ TRAINING, ANSWERING = "machxc.repetition.targets", "machxc.retrieval.scoring"  #
 
 
 def tell_of_compiling(console: Console, module: str) -> None:
-    """Say so if nothing of ``module`` has ever been compiled on this machine; and `start_numba`."""
-    start_numba()
+    """Say so if nothing of ``module`` has ever been compiled on this machine."""
     if not is_compiled(module):
         console.note("compiling kernels, once on this machine: some seconds")
 
@@ -24,21 +22,3 @@ def is_compiled(module: str) -> bool:
     folders = {kernel.stats.cache_path for kernel in kernels if kernel.py_func.__module__ == module}
     stem = module.rpartition(".")[2]
     return any(next(Path(folder).glob(f"{stem}.*.nbi"), None) for folder in folders if folder)
-
-
-def start_numba() -> None:
-    """Let Numba get ready without SciPy's linear algebra, of which it looks whether it is there: no kernel uses it.
-
-    That saves 16 MB and 0.15 s of processor time of every run; to be called before a kernel is. It is hidden for that
-    moment only; what Numba does not offer from then on is ``numpy.cov``. So it is done in the program, not where machxc
-    is imported.
-    """
-    from numba.core.registry import cpu_target
-
-    if "scipy.linalg" in sys.modules:
-        return
-    sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # an import of it fails
-    try:
-        cpu_target.target_context.refresh()
-    finally:
-        del sys.modules["scipy.linalg"]

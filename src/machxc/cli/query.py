@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from machxc.cli import arguments as common
 from machxc.cli import console as show
 from machxc.cli.console import Console
-from machxc.cli.kernels import ANSWERING, start_numba, tell_of_compiling
+from machxc.cli.kernels import ANSWERING, tell_of_compiling
 from machxc.errors import DataError, SettingError
 
 _CHUNK = 1 << 16  # bytes of standard input that are answered at a time
@@ -46,7 +46,6 @@ def run(arguments: Namespace, console: Console) -> None:
     from machxc.model import Model
     from machxc.prediction import check_takes_texts
 
-    start_numba()  # names of labels are read by kernels
     model = Model.load(arguments.model, device=arguments.device)
     check_takes_texts(model)
     tell_of_compiling(console, ANSWERING)
