@@ -22,7 +22,7 @@ from machxc.repetition.chunks import (
     WINDOW_BYTES,
 )
 
-RUNTIME = 190 << 20  # the interpreter, NumPy, Numba and its compiled kernels
+RUNTIME = 150 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
 KEPT, PRUNED = {"bce": 0.55, "softmax": 0.93}, 0.3
 MOST_KEPT = 0.7  # share that is left where features and buckets meet all the time
