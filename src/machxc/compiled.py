@@ -23,7 +23,11 @@ from numba.core.runtime import _nrt_python
 from numba.extending import intrinsic
 
 _F = TypeVar("_F", bound=Callable[..., object])
-_OPTIONS: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}  # nothing calls kernels from C
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "no_cfunc_wrapper": True,  # nothing calls kernels from C
+    "error_model": "numpy",  # no kernel divides by 0: nothing is compiled that would see and raise it
+}
 
 # a literal has a type of its own: Numba would compile what is called with it once more for that
 ZERO: Any = np.int64(0)
@@ -41,12 +45,12 @@ def part(function: _F) -> _F:
 
 def fast_kernel(function: _F) -> _F:
     """Compile ``function``, allowing sums to be reordered and fused (no NaN or infinity reaches these kernels)."""
-    return _cached(function, fastmath=True, error_model="numpy")
+    return _cached(function, fastmath=True)
 
 
 def fast_part(function: _F) -> _F:
     """`fast_kernel` and `part` at once."""
-    return _cached(function, fastmath=True, error_model="numpy", no_cpython_wrapper=True)
+    return _cached(function, fastmath=True, no_cpython_wrapper=True)
 
 
 def inline(function: _F) -> _F:

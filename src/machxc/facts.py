@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from machxc.compiled import kernel
+from machxc.compiled import kernel, part
 from machxc.label_counts import LabelCounts
 from machxc.partition import UInt64
 from machxc.samples import Array, Features, Float32, Int64, Samples, UInt32, frozen
@@ -148,7 +148,7 @@ def _keep(indptr: Int64, indices: UInt32, label_indptr: Int64, labels: UInt32, t
     state[0], state[1] = n, zeros
 
 
-@kernel
+@part
 def _put(table: UInt64, value: np.uint64) -> bool:
     """Whether the value is new; it is in the table then. (The one value 0 is never kept.)"""
     place = np.int64(value >> np.uint64(64 - MET_BITS))
@@ -160,7 +160,7 @@ def _put(table: UInt64, value: np.uint64) -> bool:
     return bool(value != 0)
 
 
-@kernel
+@part
 def _thin(table: UInt64, zeros: int) -> int:
     """Keep the values that end in so many zeros; returns how many there are."""
     values, n = table.copy(), 0
@@ -178,6 +178,7 @@ def _count(indices: UInt32, values: Float32, exact: bool, counts: Array) -> bool
         place = np.uint64(indices[j])
         if not exact:
             place = (place * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - TABLE_BITS)
-        counts[place] = min(counts[place] + 1, 3)
+        if counts[place] < 3:
+            counts[place] += 1
         whole &= values[j] > 0 and values[j] == np.floor(values[j])
     return whole

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import kernel, part
+from machxc.compiled import ZERO, kernel, part
 from machxc.packed import Strings, joined
 from machxc.samples import Int64, frozen
 
@@ -121,10 +121,10 @@ def _read(coded: UInt8, at: Number) -> tuple[Number, Number]:
 
 
 @kernel
-def _encode(text: UInt8, offsets: Int64, coded: UInt8, begins: Int64) -> int:
-    at = 0
+def _encode(text: UInt8, offsets: Int64, coded: UInt8, begins: Int64) -> Number:
+    at = ZERO
     for i in range(len(offsets) - 1):
-        start, stop, shared = offsets[i], offsets[i + 1], 0
+        start, stop, shared = offsets[i], offsets[i + 1], ZERO
         if i % BLOCK == 0:
             begins[i // BLOCK] = at
         else:

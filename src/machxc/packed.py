@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from machxc.compiled import ZERO, kernel, part
-from machxc.samples import Int64, UInt32
+from machxc.samples import Int64, UInt32, frozen
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -67,8 +67,8 @@ def distinct_strings(strings: Strings) -> tuple[Strings, Int64]:
     n = len(strings)
     codes, firsts, hashes = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.uint64)
     table = np.zeros(1 << max(4, (3 * n // 2).bit_length()), np.uint64)
-    _hash_all(strings.bytes, strings.offsets, hashes)
-    n_distinct = _number(strings.bytes, strings.offsets, hashes, table, codes, firsts)
+    _hash_all(*_read_only(strings), hashes)
+    n_distinct = _number(*_read_only(strings), hashes, table, codes, firsts)
     firsts = firsts[:n_distinct]
     order = firsts[sorted_order(strings, firsts)]
     ranks = np.empty(n, np.int64)
@@ -79,7 +79,7 @@ def distinct_strings(strings: Strings) -> tuple[Strings, Int64]:
 def plain_integers(strings: Strings) -> Int64 | None:
     """The strings as integers, if all are written as Python writes an integer, of at most 18 digits."""
     values = np.empty(len(strings), np.int64)
-    return values if _parse_integers(strings.bytes, strings.offsets, values) else None
+    return values if _parse_integers(*_read_only(strings), values) else None
 
 
 def sorted_order(strings: Strings, chosen: Int64) -> Int64:
@@ -88,22 +88,22 @@ def sorted_order(strings: Strings, chosen: Int64) -> Int64:
     By the eight bytes after what all of them begin with, then, where those are the same, by all that follows.
     """
     keys = np.empty(len(chosen), np.uint64)
-    skipped = _keys(strings.bytes, strings.offsets, chosen, keys)
+    skipped = _keys(*_read_only(strings), chosen, keys)
     order = np.argsort(keys, kind="stable")
-    _sort_equal(strings.bytes, strings.offsets, chosen, keys, order, np.empty_like(order), skipped)
+    _sort_equal(*_read_only(strings), chosen, keys, order, np.empty_like(order), skipped)
     return order
 
 
 def is_rising(strings: Strings) -> bool:
     """Whether each string comes before the next, by their bytes."""
-    return bool(_is_rising(strings.bytes, strings.offsets))
+    return bool(_is_rising(*_read_only(strings)))
 
 
 def take(strings: Strings, places: Int64) -> Strings:
     """The strings at these places, copied."""
     offsets = _offsets(strings.offsets[places + 1] - strings.offsets[places])
     out = np.empty(int(offsets[-1]), np.uint8)
-    _copy(strings.bytes, strings.offsets, places, out)
+    _copy(*_read_only(strings), places, out)
     return Strings(out, offsets)
 
 
@@ -114,15 +114,21 @@ def merge_sorted(lists: Strings, bounds: Int64, ids: UInt32, step: int) -> Itera
     rank of every string among them into ``ids`` (uint32, as long as ``lists``).
     """
     n = len(bounds) - 1
+    text, offsets = _read_only(lists)
     cursors, keys, heap = bounds[:-1].copy(), np.zeros(n, np.uint64), np.zeros(n, np.int64)
     progress = np.array([0, 0, -1], np.int64)  # lists in the heap, distinct strings so far, where the last one is
-    _fill(lists.bytes, lists.offsets, cursors, bounds, keys, heap, progress)
+    _fill(text, offsets, cursors, bounds, keys, heap, progress)
     while True:
         firsts = np.empty(step, np.int64)
-        found = _merge(lists.bytes, lists.offsets, cursors, bounds, keys, heap, progress, ids, firsts)
+        found = _merge(text, offsets, cursors, bounds, keys, heap, progress, ids, firsts)
         yield firsts[:found]
         if not progress[0]:
             return
+
+
+def _read_only(strings: Strings) -> tuple[Any, Any]:
+    """The arrays as kernels are given them: where some are read-only and some not, they are compiled twice."""
+    return frozen(strings.bytes), frozen(strings.offsets)
 
 
 def _offsets(lengths: Int64) -> Int64:

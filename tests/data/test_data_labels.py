@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from machxc.config import TextConfig
-from machxc.data import Dataset, ReadOptions, batches, collect, convert, read, source
+from machxc.data import Dataset, ReadOptions, batches, collect, convert, raw, read, source
 from machxc.data.source import packed_lines
 from machxc.errors import DataError, SettingError
 from machxc.labels import LabelNames
@@ -254,3 +254,13 @@ def test_packed_lines_are_lines(
         expected = path.read_bytes().decode().split("\n")
         expected = expected[:-1] if not expected[-1] else expected
         assert packed_lines(path).tolist() == [line.removesuffix("\r") for line in expected]
+
+
+@quick
+@given(st.lists(st.lists(st.integers(0, 10**18) | st.integers(0, 30), max_size=80), max_size=6))
+def test_labels_are_sorted_and_kept_once(rows: list[list[int]]) -> None:
+    indptr = raw.offsets([len(row) for row in rows])
+    ends, values = raw.tidy_labels(indptr, np.array([value for row in rows for value in row], np.int64))
+    parts = np.split(values, ends[1:-1]) if rows else []
+    assert [part.tolist() for part in parts] == [sorted(set(row)) for row in rows]
+    assert ends[-1] == len(values)

@@ -19,6 +19,7 @@ from machxc.samples import Float32, Int64
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _MINUS = 34, 92, 44, 58, 45
 _EXACT_DIGITS = 15  # a number of so many digits is exact in float64, and so is a power of ten up to 22
+_LITERALS = tuple(np.frombuffer(word, np.uint8) for word in (b"true", b"false", b"null"))
 _TEN = np.array([10.0**i for i in range(23)])
 NO_LABELS, INTEGERS, STRINGS = range(3)
 
@@ -225,9 +226,10 @@ def _decimal(data: Any, at: int) -> tuple[float, int]:
 @part
 def _literal(data: Any, at: int) -> int:
     """Where true, false or null ends; -1 if it is none of them."""
-    for word in (b"true", b"false", b"null"):
-        if _is_key(data, at, min(at + len(word), len(data)), word):
-            return at + len(word)
+    for word in _LITERALS:
+        end = at + len(word)
+        if end <= len(data) and _is_key(data, at, end, word):
+            return end
     return -1
 
 
@@ -339,7 +341,7 @@ def _parse(
             elif _is_key(data, key, key_end, features_key):
                 return -1, 0, 0
             else:
-                at = _other(data, at, texts, max(text_end, text_offsets[n]))
+                at = _other(data, at, texts, text_offsets[n] if text_end < 0 else text_end)
             if at < 0:
                 return -1, 0, 0
             at = _skip_blanks(data, at)

@@ -137,7 +137,7 @@ class NewLabels:
             return self._named_by_strings(names, bounds)
         ids = self._columns.scratch("part.ids", np.uint32, int(bounds[-1]))
         integers = self._columns.new("names.integers", np.int64)
-        for firsts in merge_sorted(names, bounds, ids, _MERGED):
+        for firsts in _merged(names, bounds, ids):
             integers.append(_integers_of(take(names, firsts)))
             release(names.bytes, names.offsets, ids)
         found = integers.finish()
@@ -154,7 +154,7 @@ class NewLabels:
         ids = self._columns.scratch("part.ids", np.uint32, int(bounds[-1]))
         coded, blocks = self._columns.new("names.coded", np.uint8), self._columns.new("names.blocks", np.uint64)
         coder, n = Coder(), 0
-        for firsts in merge_sorted(names, bounds, ids, _MERGED):
+        for firsts in _merged(names, bounds, ids):
             _append(coder.add(take(names, firsts)), coded, blocks)
             n += len(firsts)
             release(names.bytes, names.offsets, ids)
@@ -178,6 +178,17 @@ class NewLabels:
             ends.append(spelt.offsets)
             ranks.append(rank)
         return Strings(text.finish(), ends.finish()), ranks
+
+
+def _merged(names: Strings, bounds: Int64, ids: Array) -> Iterator[Int64]:
+    """`merge_sorted` of the parts' names. A single part needs no merging, and most first runs no kernels for that."""
+    if len(bounds) > 2:
+        yield from merge_sorted(names, bounds, ids, _MERGED)
+        return
+    for start in range(0, len(names), _MERGED):
+        firsts = np.arange(start, min(start + _MERGED, len(names)))
+        ids[firsts[0] : firsts[-1] + 1] = firsts
+        yield firsts
 
 
 def _append(written: tuple[Array, Array], coded: Column, blocks: Column) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from machxc.compiled import inline, kernel
+from machxc.compiled import ZERO, inline, kernel, part
 from machxc.data.options import ReadOptions
 from machxc.data.raw import RawBatch, RawLabels, tidy_features
 from machxc.data.source import Mark, Source, line_blocks, n_lines
@@ -163,7 +163,7 @@ def _is_blank(char: int) -> bool:
     return char == 32 or char == 9 or char == 13
 
 
-@kernel
+@part
 def _integer(data: Any, at: int) -> tuple[int, int]:
     """The digits from ``at``: their number (at most _MAX_INTEGER) and where they end."""
     number = 0
@@ -173,7 +173,7 @@ def _integer(data: Any, at: int) -> tuple[int, int]:
     return number, at
 
 
-@kernel
+@part
 def _decimal(data: Any, at: int) -> tuple[float, int]:
     """A decimal number from ``at`` and where it ends; -1 where there is none. Within an ulp of the exact double."""
     negative = at < len(data) and data[at] == 45
@@ -207,7 +207,7 @@ def _decimal(data: Any, at: int) -> tuple[float, int]:
     return (-value if negative else value), at
 
 
-@kernel
+@part
 def _scaled(mantissa: float, exponent: int) -> float:
     """mantissa * 10**exponent."""
     if mantissa == 0.0 or exponent < -80:  # below the smallest float32
@@ -219,7 +219,7 @@ def _scaled(mantissa: float, exponent: int) -> float:
     return mantissa * _TEN[exponent] if exponent <= 22 else mantissa * 10.0**exponent
 
 
-@kernel
+@part
 def _parse_labels(data: Any, start: int, n_labels: int, labels: Any, n: int) -> tuple[int, int, int]:
     """Labels "l1,l2" from ``start`` into ``labels[n:]``: code, where they end (or what is wrong), and the new n."""
     first, at, signed = n, start, n_labels < 0
@@ -245,7 +245,7 @@ def _parse_labels(data: Any, start: int, n_labels: int, labels: Any, n: int) -> 
         at += 1
 
 
-@kernel
+@part
 def _parse_features(
     data: Any, at: int, comments: bool, n_features: int, ids: Any, values: Any, n: int
 ) -> tuple[int, int, int]:
@@ -289,7 +289,7 @@ def parse_rows(
     ``lines`` becomes the line of each row, from 0.
     """
     svmlight = rows_left < 0
-    n_rows, n_of_labels, n_of_values, line, at = 0, 0, 0, -1, 0
+    n_rows, n_of_labels, n_of_values, line, at = 0, ZERO, ZERO, -1, ZERO
     while at < len(data):
         start, line = at, line + 1
         while at < len(data) and _is_blank(data[at]):

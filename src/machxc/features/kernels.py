@@ -56,7 +56,6 @@ def _token(family: int, state: np.uint64) -> np.uint32:
     return np.uint32(z >> _32)
 
 
-@kernel
 def count_tokens(
     points: UInt32, classes: UInt8, ends: Int64, gap: int, words: int, chars_min: int, chars_max: int
 ) -> tuple[Int64, UInt32, Float32]:
@@ -66,14 +65,24 @@ def count_tokens(
     [N]) and the next beginning ``gap`` after that. Returns CSR arrays: indptr int64 [N + 1], hashes uint32 [nnz]
     (strictly increasing in a row), counts float32 [nnz].
     """
-    longest = _longest(ends, gap)
-    states = np.empty(longest, np.uint64)
-    row = np.empty(_most_tokens(longest, words, chars_min, chars_max), np.uint32)
-    spare = np.empty(len(row), np.uint32)
+    longest = int(np.diff(ends, prepend=-gap).max(initial=gap)) - gap
+    # a run of L characters has at most L + 2 <= 3 L n-grams of one length
+    most = words + (3 * (chars_max - chars_min + 1) if chars_max > 0 else 0)
+    states, row = np.empty(longest, np.uint64), np.empty(most * longest, np.uint32)
+    spare = np.empty_like(row)
     # Untouched memory costs nothing: allocate for the worst case, return a copy of what was used.
-    hashes = np.empty(_most_tokens(len(points), words, chars_min, chars_max), np.uint32)
-    counts = np.empty(len(hashes), np.float32)
+    hashes, counts = np.empty(most * len(points), np.uint32), np.empty(most * len(points), np.float32)
     indptr = np.zeros(len(ends) + 1, np.int64)
+    _count_tokens(points, classes, ends, gap, words, chars_min, chars_max, states, row, spare, hashes, counts, indptr)
+    return indptr, hashes[: indptr[-1]].copy(), counts[: indptr[-1]].copy()
+
+
+@kernel
+def _count_tokens(
+    points: UInt32, classes: UInt8, ends: Int64, gap: int, words: int, chars_min: int, chars_max: int,
+    states: Array, row: UInt32, spare: UInt32, hashes: UInt32, counts: Float32, indptr: Int64,
+) -> None:  # fmt: skip
+    """`count_tokens` into arrays that are long enough: what makes and copies arrays is slow to compile."""
     start = ZERO
     for i in range(len(ends)):
         n = ZERO
@@ -85,22 +94,6 @@ def count_tokens(
         _sort(row, n, spare)
         indptr[i + 1] = _collapse(row, n, hashes, counts, indptr[i])
         start = ends[i] + gap
-    return indptr, hashes[: indptr[-1]].copy(), counts[: indptr[-1]].copy()
-
-
-@inline
-def _most_tokens(n_points: int, words: int, chars_min: int, chars_max: int) -> int:
-    # A run of L characters has at most L + 2 <= 3 L n-grams of one length.
-    return n_points * (words + (3 * (chars_max - chars_min + 1) if chars_max > 0 else 0))
-
-
-@part
-def _longest(ends: Int64, gap: int) -> int:
-    longest, start = 0, 0
-    for end in ends:
-        longest = max(longest, end - start)
-        start = end + gap
-    return longest
 
 
 @inline

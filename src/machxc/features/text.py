@@ -112,7 +112,8 @@ def _block(texts: list[str], config: TextConfig) -> _Rows:
 
 
 def _packed_block(texts: Strings, config: TextConfig) -> _Rows:
-    ascii = _which_ascii(texts.bytes, texts.offsets)
+    ascii = np.empty(len(texts), np.bool_)
+    _which_ascii(texts.bytes, texts.offsets, ascii)
     if ascii.all():
         return _ascii_block(texts, config)
     if not ascii.any():
@@ -135,14 +136,12 @@ def _ascii_classes() -> Array:
 
 
 @kernel
-def _which_ascii(data: Array, offsets: Int64) -> Array:
-    ascii = np.empty(len(offsets) - 1, np.bool_)
+def _which_ascii(data: Array, offsets: Int64, ascii: Array) -> None:
     for i in range(len(ascii)):
         all_bits = np.uint8(0)
         for j in range(offsets[i], offsets[i + 1]):
             all_bits |= data[j]
         ascii[i] = all_bits < 0x80
-    return ascii
 
 
 @kernel

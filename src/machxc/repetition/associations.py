@@ -235,7 +235,7 @@ def _least(features: _Features, table: Table, counts: Counts) -> np.float32:
     """The least E to take, so that about as many are taken as were counted; told by some of the buckets."""
     occupied = np.flatnonzero(counts.shares > 0).astype(np.int64)
     step = max(1, len(occupied) // _LOOKED_AT)
-    looked_at = occupied[::step]
+    looked_at = np.ascontiguousarray(occupied[::step])  # as all buckets are given: kernels are compiled once
     chances = _expected(features, table, looked_at, np.float32(LEAST))[2]
     most = len(counts.entries) * len(looked_at) // max(1, len(occupied))
     if len(chances) <= most:
