@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from machxc.cli import arguments as common
 from machxc.cli import console as show
+from machxc.cli.ahead import Ahead, compiling_ahead, reads_names
 from machxc.cli.console import Console
 from machxc.cli.evaluate import metrics_table
 from machxc.cli.kernels import TRAINING, tell_of_compiling
@@ -57,11 +58,15 @@ def run(arguments: Namespace, console: Console) -> None:
     settings, text, options = common.settings(arguments), common.text_config(arguments), common.read_options(arguments)
     if arguments.data == "-":
         arguments.when_interrupted = "interrupted: standard input cannot be read again; start anew with --overwrite"
-    tell_of_compiling(console, TRAINING)
+    cold = tell_of_compiling(console, TRAINING)
     _check_shard(arguments)
-    _check_test(arguments, options)
-    talk, begin = _PlanTalk(console), time.perf_counter()
-    model = _train(arguments, settings, options, text, console, talk)
+    with compiling_ahead(cold and arguments.device == "cpu") as ahead:
+        if cold and reads_names(arguments.data, options):
+            ahead.compile("read", names=["one", "other"])
+        _check_test(arguments, options)
+        talk, begin = _PlanTalk(console, ahead), time.perf_counter()
+        model = _train(arguments, settings, options, text, console, talk)
+        ahead.wait()
     arguments.when_interrupted = "interrupted: the model is complete"
     if model is None:
         _tell_of_shard(arguments, console)
@@ -122,15 +127,16 @@ def _tell_of_shard(arguments: Namespace, console: Console) -> None:
 
 
 class _PlanTalk:
-    """Tells the plan when it is made, and keeps it."""
+    """Tells the plan when it is made, and keeps it. Answering with such a model is compiled meanwhile."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, ahead: Ahead) -> None:
+        self._console, self._ahead = console, ahead
         self.result: dict[str, Any] = {}
 
     def __call__(self, plan: Plan, text_reason: str) -> None:
         self.result = {"plan": plan.to_dict(), "text_reason": text_reason}
         self._console.note(show.plan(plan, text_reason))
+        self._ahead.compile("answer", config=plan.config.to_dict())
 
 
 def _check_shard(arguments: Namespace) -> None:

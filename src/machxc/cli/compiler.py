@@ -1,0 +1,109 @@
+"""The process of `machxc.cli.ahead`: ``python -m machxc.cli.compiler``, which reads jobs, a JSON object a line.
+
+It does what a first run is about to do, with tiny data, so that Numba compiles into its cache what that will need: only
+types matter, not what is computed. A line is written after each job, whatever came of it. When its input ends, whoever
+asked has ended, and so does this, whatever it is about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from machxc.cli.kernels import collect_seldom
+from machxc.config import Config, Settings
+from machxc.data.columns import MemoryColumns
+from machxc.data.new_labels import NewLabels
+from machxc.data.raw import RawBatch, RawLabels
+from machxc.facts import facts_of
+from machxc.folder import ModelData
+from machxc.label_counts import LabelCounts
+from machxc.labels import LabelNames
+from machxc.model import Model
+from machxc.packed import Strings
+from machxc.plan import make_plan
+from machxc.repetition.checkpoint import learner_of
+from machxc.repetition.encode import fit_encoder, n_slots
+from machxc.samples import Array, Features, Labels, Samples
+
+_MOST_LABELS = 1 << 20  # more of them need the same kernels, and memory
+_SEVERAL = 16  # queries
+
+
+def main() -> None:
+    """Do all jobs that come."""
+    jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    collect_seldom()
+    while True:
+        job = jobs.get()
+        with contextlib.suppress(Exception):  # who asked compiles it, too, and will tell
+            JOBS[job.pop("job")](**job)
+        print(flush=True)
+
+
+def _listen(jobs: SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        jobs.put(json.loads(line))
+    os._exit(0)
+
+
+def read(names: list[str]) -> None:
+    """What follows reading texts and their tokens: the names of labels, the facts, and how features are encoded."""
+    labels, found = _labels(names)
+    found.names(np.arange(len(found)))
+    samples = Samples(_features(len(names), 1 << 32), labels)
+    facts = facts_of(samples, text=True)
+    config = make_plan(facts, Settings(), text=None).config
+    encoder = fit_encoder(samples.features, config, 0)
+    encoder(samples.features)
+
+
+def answer(config: dict[str, Any]) -> None:
+    """Answering many queries and one, with a model of this config that has learnt nothing."""
+    model = untrained(Config.from_dict(config))
+    for n in (_SEVERAL, 1):
+        model.top_k(_features(n, model.config.n_features), 2)
+    LabelNames.strings(["one", "other"]).ids_of(["one"])  # those of samples to evaluate on
+
+
+def untrained(config: Config) -> Model:
+    """A model whose repetitions are one and the same, of a single row of weights: all features are in that."""
+    config = replace(config, n_labels=min(config.n_labels, _MOST_LABELS))
+    tensors: dict[str, Array] = learner_of(config, 0, 1, np.zeros(config.buckets, np.float32)).tensors()
+    if config.learner == "counts":  # rows of few entries among very many buckets: wide ones, see stored.py
+        tensors["entries"] = tensors["entries"].astype(np.uint32)
+    tensors |= {"slots": np.zeros(n_slots(config), np.int32), "row_weights": np.ones(1, np.float32)}
+    counts = LabelCounts.dense(np.ones(config.n_labels))
+    repetitions = dict.fromkeys(range(config.repetitions), tensors)
+    return Model(ModelData(config, LabelNames.ids(config.n_labels), counts, 1, repetitions))
+
+
+def _labels(names: list[str]) -> tuple[Labels, LabelNames]:
+    """A label for each name, as a reader finds them; the first has another one, so that they are not in order."""
+    gathered = NewLabels(MemoryColumns())
+    indptr = np.arange(1, len(names) + 2)
+    indptr[0] = 0
+    values = Strings.of([names[-1], *names])
+    gathered.add(RawBatch("", np.arange(len(names)), RawLabels(indptr, values), texts=Strings.of(names)))
+    return gathered.finish()
+
+
+def _features(n: int, n_features: int) -> Features:
+    """A feature for each of ``n`` samples."""
+    return Features(np.arange(n + 1), np.zeros(n, np.uint32), np.ones(n, np.float32), n_features)
+
+
+JOBS: dict[str, Callable[..., None]] = {"read": read, "answer": answer}
+
+if __name__ == "__main__":
+    main()
