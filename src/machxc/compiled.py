@@ -54,7 +54,10 @@ def fast_part(function: _F) -> _F:
 
 
 def inline(function: _F) -> _F:
-    """Compile a helper that is small enough to be inlined into the kernels that call it."""
+    """Compile a helper that is inlined into the kernels that call it: a small one, or one that is called in one place.
+
+    Called in one place, it may take a quarter less time to compile than as a `part`; else it is compiled in each place.
+    """
     return _cached(function, inline="always")
 
 

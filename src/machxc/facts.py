@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from machxc.compiled import kernel, part
+from machxc.compiled import inline, kernel, part
 from machxc.label_counts import LabelCounts
 from machxc.partition import UInt64
 from machxc.samples import Array, Features, Float32, Int64, Samples, UInt32, frozen
@@ -160,7 +160,7 @@ def _put(table: UInt64, value: np.uint64) -> bool:
     return bool(value != 0)
 
 
-@part
+@inline
 def _thin(table: UInt64, zeros: int) -> int:
     """Keep the values that end in so many zeros; returns how many there are."""
     values, n = table.copy(), 0

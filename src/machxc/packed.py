@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from machxc.compiled import ZERO, kernel, part
+from machxc.compiled import ZERO, inline, kernel, part
 from machxc.samples import Int64, UInt32, frozen
 
 UInt8 = npt.NDArray[np.uint8]
@@ -166,7 +166,7 @@ def eight_bytes(text: Any, start: int, stop: int) -> np.uint64:
     return key
 
 
-@part
+@inline
 def _hash(text: Any, start: int, stop: int) -> np.uint64:
     state = np.uint64(stop - start)
     while start < stop:
@@ -267,7 +267,7 @@ def _sort_equal(text: Any, offsets: Int64, chosen: Int64, keys: Any, order: Int6
         start = stop
 
 
-@part
+@inline
 def _merge_sort(
     text: Any, offsets: Int64, chosen: Int64, order: Int64, spare: Int64, start: int, stop: int, skipped: int
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from cli_tools import Program, spawn, text_samples, write_jsonl, write_xmc
 from machxc.cli import ahead, compiler
+from machxc.config import Settings
 from machxc.data import ReadOptions
 from machxc.model import Model
 
@@ -59,7 +60,7 @@ def test_nor_does_a_first_run_to_which_it_is_of_no_use(
     prevent(monkeypatch)
     none_may_start(monkeypatch)
     with ahead.compiling_ahead(cold=True) as compiling:
-        compiling.compile("read", names=["a", "b"])
+        compiling.compile("encode")
         compiling.wait()
 
 
@@ -67,7 +68,7 @@ def test_nor_does_a_first_run_to_which_it_is_of_no_use(
 def test_a_run_goes_on_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/there/is/no/such/program")
     with ahead.compiling_ahead(cold=True) as compiling:
-        compiling.compile("read", names=["a", "b"])
+        compiling.compile("encode")
         compiling.wait()
 
 
@@ -84,7 +85,7 @@ def test_jobs_are_done_and_the_process_ends_with_the_block(monkeypatch: pytest.M
     with ahead.compiling_ahead(cold=True) as compiling:
         compiling.compile("no such job")
         compiling.compile("answer", config={"not": "a config"})
-        compiling.compile("read", names=["a", "b"])
+        compiling.compile("encode")
         compiling.wait()
         assert started[0].poll() is None
     assert started[0].returncode == -signal.SIGKILL
@@ -96,9 +97,9 @@ def test_a_process_that_has_died_is_not_missed(
 ) -> None:
     monkeypatch.setattr(ahead, "_PROGRAM", "machxc.cli.there_is_no_such_module")
     with ahead.compiling_ahead(cold=True) as compiling:
-        compiling.compile("read", names=["a", "b"])
+        compiling.compile("encode")
         compiling.wait()
-        compiling.compile("read", names=["a", "b"])
+        compiling.compile("encode")
         compiling.wait()
     assert capfd.readouterr() == ("", "")
 
@@ -137,20 +138,29 @@ def test_models_that_have_learnt_nothing_answer(settings: dict[str, Any], machxc
     write_xmc(tmp_path / "train.xmc", 60, 3)
     options = [f"--{name}={value}" for name, value in settings.items()]
     assert machxc("train", tmp_path / "train.xmc", "--output", tmp_path / "m", *options).code == 0
-    config = Model.load(tmp_path / "m").config
+    config = Model.load(tmp_path / "m").config if settings else compiler.usual_config()
     compiler.answer(json.loads(json.dumps(config.to_dict())))
     ids, scores = compiler.untrained(config).top_k(compiler._features(2, config.n_features), 8)
     assert ids.shape == (2, 8)
     assert np.isfinite(scores).all()
 
 
-def test_names_are_those_of_texts_and_of_tables(files: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    found = {
-        name: ahead.reads_names(str(name), ReadOptions())
-        for name in (files / "train.jsonl", files / "train.xmc", files / "absent", files, tmp_path / "pipe", "-")
-    }
-    assert [Path(name).name for name, has_names in found.items() if has_names] == ["train.jsonl", "-"]
+def asked_for(data: Path | str, **given: Any) -> list[str]:
+    """The jobs that training on this file with these settings begins with."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cat:  # which answers with the jobs
+        ahead.Ahead(cat).compile_for(str(data), ReadOptions(), Settings(**given))
+        return [json.loads(line)["job"] for line in cat.communicate()[0].splitlines()]
+
+
+def test_what_is_asked_for_depends_on_the_samples(files: Path, tmp_path: Path) -> None:
+    assert asked_for(files / "train.jsonl") == ["name", "answer"]
+    assert asked_for(files / "train.jsonl", learner="counts") == ["name", "encode"]
+    assert asked_for(files / "train.jsonl", hidden=8) == ["name", "encode"]
+    many = write_jsonl(tmp_path / "many.jsonl", text_samples(1, 1) * 10_000)
+    assert asked_for(many) == ["name", "encode"]
+    os.mkfifo(tmp_path / "pipe")  # looking into it would take from it, and wait for a writer
+    for other in (files / "train.xmc", files / "absent", files, tmp_path / "pipe", "-"):
+        assert asked_for(other) == []
 
 
 @pytest.mark.slow

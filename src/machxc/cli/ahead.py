@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from machxc.cli.arguments import available_cores
@@ -15,9 +16,12 @@ from machxc.cli.kernels import TRAINING, cache_folder
 from machxc.errors import MachxcError
 
 if TYPE_CHECKING:
+    from machxc.config import Settings
     from machxc.data import ReadOptions
 
 _PROGRAM = "machxc.cli.compiler"
+_MANY_LABELS = 10_000  # from so many on they may be counted: see plan.py, which is not imported for that
+_OF_NUMBERS, _OF_LINES = ("xmc", "svmlight"), ("jsonl", "csv", "tsv")
 
 
 class Ahead:
@@ -38,6 +42,19 @@ class Ahead:
             self._process.stdin.write(json.dumps({"job": job, **given}).encode() + b"\n")
             self._process.stdin.flush()
             self._asked += 1
+
+    def compile_for(self, data: str, options: ReadOptions, settings: Settings) -> None:
+        """Ask for what training on these samples needs while it reads them: not the reader, which is compiled here.
+
+        Where lines are fewer than labels must be to be counted, it is clear what will answer. Then that is asked for at
+        once, and else facts and encoding, so that the plan, which tells, comes sooner.
+        """
+        format = None if self._process is None else _format(data, options)
+        if format is None or format in _OF_NUMBERS:
+            return
+        self.compile("name")
+        usual = settings.learner != "counts" and not settings.hidden
+        self.compile("answer" if format in _OF_LINES and usual and _has_few_lines(data) else "encode")
 
     def wait(self) -> None:
         """Return when all that was asked for is compiled, or the process has ended."""
@@ -72,21 +89,23 @@ def compiling_ahead(cold: bool) -> Iterator[Ahead]:
             process.communicate()
 
 
-def reads_names(data: str, options: ReadOptions) -> bool:
-    """Whether labels have names in this file, as they do in all formats but those of numbers.
-
-    Only an ordinary file is looked into: what is in a pipe can be read once.
-    """
+def _format(data: str, options: ReadOptions) -> str | None:
+    """The format of an ordinary file: what is in a pipe can be read once, and is not looked into."""
     from machxc.data.formats import find_format
     from machxc.data.source import Source
 
-    if not os.path.isfile(data):
-        return data == "-"
-    try:
-        with Source(data) as source:
-            return find_format(source, options) not in ("xmc", "svmlight")
-    except MachxcError:  # who reads it tells
+    with contextlib.suppress(MachxcError):  # who reads it tells
+        if os.path.isfile(data):
+            with Source(data) as source:
+                return find_format(source, options)
+    return None
+
+
+def _has_few_lines(path: str) -> bool:
+    if path.endswith((".gz", ".zst")):
         return False
+    with open(path, "rb") as file:
+        return sum(1 for _ in islice(file, _MANY_LABELS)) < _MANY_LABELS
 
 
 def _existing(folder: str) -> str:

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from machxc.cli.kernels import collect_seldom
-from machxc.config import Config, Settings
+from machxc.config import Config, Settings, TextConfig
 from machxc.data.columns import MemoryColumns
 from machxc.data.new_labels import NewLabels
 from machxc.data.raw import RawBatch, RawLabels
-from machxc.facts import facts_of
+from machxc.facts import Facts, facts_of
+from machxc.features.text import N_TOKENS
 from machxc.folder import ModelData
 from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
@@ -57,23 +58,32 @@ def _listen(jobs: SimpleQueue[dict[str, Any]]) -> None:
     os._exit(0)
 
 
-def read(names: list[str]) -> None:
-    """What follows reading texts and their tokens: the names of labels, the facts, and how features are encoded."""
-    labels, found = _labels(names)
-    found.names(np.arange(len(found)))
-    samples = Samples(_features(len(names), 1 << 32), labels)
-    facts = facts_of(samples, text=True)
-    config = make_plan(facts, Settings(), text=None).config
-    encoder = fit_encoder(samples.features, config, 0)
-    encoder(samples.features)
+def name() -> None:
+    """Labels that have names: finding out which there are, and keeping them."""
+    _, names = _labels(["one", "other"])
+    names.names([0, 1])
 
 
-def answer(config: dict[str, Any]) -> None:
-    """Answering many queries and one, with a model of this config that has learnt nothing."""
-    model = untrained(Config.from_dict(config))
+def encode() -> None:
+    """The facts of samples, and how their features are encoded."""
+    labels, names = _labels(["one", "other"])
+    samples = Samples(_features(len(names), N_TOKENS), labels)
+    config = make_plan(facts_of(samples, text=True), Settings(), text=None).config
+    fit_encoder(samples.features, config, 0)(samples.features)
+
+
+def answer(config: dict[str, Any] | None = None) -> None:
+    """Answering many queries and one, with a model of this config (default: a usual one) that has learnt nothing."""
+    model = untrained(usual_config() if config is None else Config.from_dict(config))
     for n in (_SEVERAL, 1):
         model.top_k(_features(n, model.config.n_features), 2)
     LabelNames.strings(["one", "other"]).ids_of(["one"])  # those of samples to evaluate on
+
+
+def usual_config() -> Config:
+    """That of some thousand texts which have some hundred labels, more than one each."""
+    facts = Facts(5_000, 500, 500, 10_000, 4, N_TOKENS, 50_000, 5_000, 3_000, 2_000, True, False, True)
+    return make_plan(facts, Settings(), text=TextConfig()).config
 
 
 def untrained(config: Config) -> Model:
@@ -103,7 +113,7 @@ def _features(n: int, n_features: int) -> Features:
     return Features(np.arange(n + 1), np.zeros(n, np.uint32), np.ones(n, np.float32), n_features)
 
 
-JOBS: dict[str, Callable[..., None]] = {"read": read, "answer": answer}
+JOBS: dict[str, Callable[..., None]] = {"name": name, "encode": encode, "answer": answer}
 
 if __name__ == "__main__":
     main()

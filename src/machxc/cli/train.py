@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from machxc.cli import arguments as common
 from machxc.cli import console as show
-from machxc.cli.ahead import Ahead, compiling_ahead, reads_names
+from machxc.cli.ahead import Ahead, compiling_ahead
 from machxc.cli.console import Console
 from machxc.cli.evaluate import metrics_table
 from machxc.cli.kernels import TRAINING, tell_of_compiling
@@ -61,8 +61,7 @@ def run(arguments: Namespace, console: Console) -> None:
     cold = tell_of_compiling(console, TRAINING)
     _check_shard(arguments)
     with compiling_ahead(cold and arguments.device == "cpu") as ahead:
-        if cold and reads_names(arguments.data, options):
-            ahead.compile("read", names=["one", "other"])
+        ahead.compile_for(arguments.data, options, settings)
         _check_test(arguments, options)
         talk, begin = _PlanTalk(console, ahead), time.perf_counter()
         model = _train(arguments, settings, options, text, console, talk)

