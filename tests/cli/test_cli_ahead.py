@@ -19,6 +19,7 @@ from machxc.cli import ahead, compiler
 from machxc.config import Settings
 from machxc.data import ReadOptions
 from machxc.model import Model
+from machxc.testing import word
 
 PROGRAM = [sys.executable, "-m", "machxc.cli.compiler"]
 PATIENCE = 120  # seconds; what takes milliseconds may take long where much else runs
@@ -167,7 +168,10 @@ def test_what_is_asked_for_depends_on_the_samples(files: Path, tmp_path: Path) -
 @pytest.mark.parametrize("learner", ["gradient", "counts"])
 def test_a_first_run_compiles_no_kernel_for_two_types(learner: str, tmp_path: Path) -> None:
     """But one, which a single query gives an array whose rows are no further apart than they are long."""
-    data = write_jsonl(tmp_path / "data.jsonl", text_samples(60, 1))
+    samples = text_samples(60, 1)
+    if learner == "counts":  # as many labels as are counted in earnest: their entries are wide
+        samples = [{"text": f"{word(i)} {word(i % 50)}", "labels": f"label {i}"} for i in range(12_000)]
+    data = write_jsonl(tmp_path / "data.jsonl", samples)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
     for arguments in (
         ["train", data, "--output", tmp_path / "m", "--learner", learner],

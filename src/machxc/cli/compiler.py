@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from machxc.cli.kernels import collect_seldom
-from machxc.config import Config, Settings, TextConfig
+from machxc.config import LEVELS, Config, Settings, TextConfig
 from machxc.data.columns import MemoryColumns
 from machxc.data.new_labels import NewLabels
 from machxc.data.raw import RawBatch, RawLabels
@@ -89,13 +89,24 @@ def usual_config() -> Config:
 def untrained(config: Config) -> Model:
     """A model whose repetitions are one and the same, of a single row of weights: all features are in that."""
     config = replace(config, n_labels=min(config.n_labels, _MOST_LABELS))
-    tensors: dict[str, Array] = learner_of(config, 0, 1, np.zeros(config.buckets, np.float32)).tensors()
-    if config.learner == "counts":  # rows of few entries among very many buckets: wide ones, see stored.py
-        tensors["entries"] = tensors["entries"].astype(np.uint32)
-    tensors |= {"slots": np.zeros(n_slots(config), np.int32), "row_weights": np.ones(1, np.float32)}
+    slots = {"slots": np.zeros(n_slots(config), np.int32), "row_weights": np.ones(1, np.float32)}
+    tensors = {**slots, **_weights(config)}
     counts = LabelCounts.dense(np.ones(config.n_labels))
     repetitions = dict.fromkeys(range(config.repetitions), tensors)
     return Model(ModelData(config, LabelNames.ids(config.n_labels), counts, 1, repetitions))
+
+
+def _weights(config: Config) -> dict[str, Array]:
+    """Those of a learner at its start. Counting has none: rows of few entries among very many buckets, so wide ones.
+
+    These are not packed, as the one who counts does that, with other types: two processes must not, at the same moment,
+    put the same kernel into the cache for different types, of which Numba's index might then name the wrong one.
+    """
+    bias = np.zeros(config.buckets, np.float32)
+    if config.learner != "counts":
+        return learner_of(config, 0, 1, bias).tensors()
+    entries, levels = np.empty(0, np.uint32), np.zeros(LEVELS, np.float32)
+    return {"starts": np.zeros(2, np.int64), "entries": entries, "levels": levels, "bias": bias}
 
 
 def _labels(names: list[str]) -> tuple[Labels, LabelNames]:
