@@ -7,8 +7,10 @@ then depends on the processor's vector width, never on the run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import numba
@@ -28,6 +30,7 @@ _OPTIONS: dict[str, Any] = {
     "no_cfunc_wrapper": True,  # nothing calls kernels from C
     "error_model": "numpy",  # no kernel divides by 0: nothing is compiled that would see and raise it
 }
+_LOCK = "machxc.lock"
 
 # a literal has a type of its own: Numba would compile what is called with it once more for that
 ZERO: Any = np.int64(0)
@@ -65,13 +68,18 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
     """Numba's cache, but for what it gets ready to compile before it loads anything: 30 MB, and 0.2 s of every run.
 
     What loaded code calls of Numba's runtime is in it, or among the functions that are made known here. To compile,
-    Numba gets ready itself.
+    Numba gets ready itself. And processes save one after the other: two that save the same function for other types at
+    once would give both files one name.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         _make_runtime_known()
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with _alone(self._impl.locator):
+            super().save_overload(sig, data)
 
 
 def _cached(function: _F, **options: Any) -> _F:
@@ -80,6 +88,19 @@ def _cached(function: _F, **options: Any) -> _F:
     if isinstance(dispatcher, Dispatcher):  # not where compiling is switched off
         dispatcher._cache = _Cache(function)  # type: ignore[attr-defined]  # as its enable_caching does
     return cast(_F, dispatcher)
+
+
+@contextlib.contextmanager
+def _alone(locator: Any) -> Iterator[None]:
+    """Hold the lock of a folder of Numba's cache; where that cannot be locked, go on without."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            locator.ensure_cache_path()
+            lock = stack.enter_context(open(os.path.join(locator.get_cache_path(), _LOCK), "ab"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
