@@ -114,6 +114,12 @@ def test_many_queries_are_shared_out_to_threads(model: Model) -> None:
     assert model.sketch(many, jobs=3).tobytes() == model.sketch(many).tobytes()
 
 
+def test_many_queries_have_the_sketches_of_few_to_the_last_bit(model: Model) -> None:
+    many = make_samples(100, 20, seed=6).features  # more are scored repetition by repetition
+    few = [model.sketch(many.rows(start, start + 20)) for start in range(0, 100, 20)]
+    assert np.concatenate(few).tobytes() == model.sketch(many).tobytes()
+
+
 def test_queries_one_by_one_give_the_same(model: Model) -> None:
     ids, scores = model.top_k(QUERIES, 5)
     for i in range(0, 60, 7):

@@ -23,6 +23,7 @@ from machxc.repetition.chunks import chunk_size
 from machxc.repetition.encode import Encoder, encoder_of
 from machxc.repetition.linear import LinearScorer
 from machxc.repetition.scorer import Scorer, scorer_of
+from machxc.repetition.together import Together, fits
 from machxc.retrieval.rows import RowRanker
 from machxc.retrieval.single import is_single
 from machxc.samples import Array, Features, Float32, Int64, UInt32, frozen
@@ -32,6 +33,8 @@ from machxc.torch.device import answering_device
 log = logging.getLogger("machxc.model")
 
 _CACHED_LOGITS = 1 << 19  # of one repetition: 2 MB
+_FEW = 64  # queries that small models encode and score in one call
+_TABULATED = 1 << 18  # buckets of labels, of all repetitions: 1 MB
 _SHARE = 128  # queries that a thread ranks at a time
 _SEEN_OF = 16  # labels to each that was seen, from which on a scan of these is sooner than a search of all
 _SKETCH_BYTES = 16 << 20  # sketches of a block of queries that are held at a time
@@ -138,6 +141,9 @@ class Model:
         """The bucket scores of each query, before softmax or sigmoid: float32 [n, R, B]. ``jobs``: threads."""
         self._check(features)
         out = np.empty((len(features), self.n_repetitions, self.config.buckets), np.float32)
+        if len(features) <= _FEW and self._together is not None:
+            self._together.sketch(features, out)
+            return out
         indptr, indices, values = (frozen(array) for array in (features.indptr, features.indices, features.values))
         features = Features(indptr, indices, values, features.n_features)  # once, and not in every repetition
 
@@ -175,12 +181,13 @@ class Model:
         def answer(start: int, stop: int, jobs: int) -> None:
             ids[start:stop], scores[start:stop] = retrieval.top_k(
                 self.sketch(features.rows(start, stop), jobs),
-                self.partition,
+                self._looked_up,
                 k,
                 loss=self.config.loss,
                 estimator=estimator or self.config.estimator,
                 method=method,
                 jobs=jobs,
+                in_place=True,
                 **allowed,
             )
 
@@ -262,6 +269,21 @@ class Model:
     def _scorers(self) -> list[tuple[Encoder, Scorer]]:
         tensors: Mapping[int, dict[str, Array]] = self._data.repetitions
         return [(encoder_of(self.config, r, tensors[r]), scorer_of(self.config, tensors[r])) for r in self._numbers]
+
+    @cached_property
+    def _together(self) -> Together | None:
+        """The repetitions of a small model side by side, for a few queries."""
+        pairs = [(encoder, scorer) for encoder, scorer in self._scorers if isinstance(scorer, LinearScorer)]
+        return Together.of(pairs) if fits([scorer for _, scorer in self._scorers]) else None
+
+    @cached_property
+    def _looked_up(self) -> Partition:
+        """The partition as retrieval reads it: few labels are looked up in less time than they are hashed."""
+        given, n_labels = self.partition, self.config.n_labels
+        if isinstance(given, TablePartition) or given.n_repetitions == 1 or given.n_repetitions * n_labels > _TABULATED:
+            return given
+        labels = np.arange(n_labels)
+        return TablePartition(np.stack([given.buckets(labels, r) for r in range(given.n_repetitions)]), given.n_buckets)
 
     @cached_property
     def _ranker(self) -> RowRanker | None:

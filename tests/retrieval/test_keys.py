@@ -35,8 +35,10 @@ def largest(numbers: Float32) -> np.float32:
 
 
 @given(
-    scores=st.lists(SCORES, min_size=1, max_size=60) | st.lists(st.sampled_from([0.0, -0.0, 2.0]), min_size=1),
-    k=st.integers(1, 80),
+    scores=st.lists(SCORES, min_size=1, max_size=60)
+    | st.lists(st.sampled_from([0.0, -0.0, 2.0]), min_size=1)
+    | st.lists(SCORES, min_size=120, max_size=140),  # by rank, or by a heap
+    k=st.integers(1, 80) | st.just(150),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=200)

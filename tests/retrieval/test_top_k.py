@@ -162,6 +162,12 @@ def test_batches_and_jobs_change_nothing(problem: Problem, jobs: int, cut: int) 
     assert_same((np.concatenate([p[0] for p in alone]), np.concatenate([p[1] for p in alone])), whole)
 
 
+@given(problem=problems())
+@settings(deadline=None, max_examples=50)
+def test_logits_that_may_be_written_over_give_the_same(problem: Problem) -> None:
+    assert_same(problem.ask(logits=problem.logits.copy(), in_place=True), problem.ask())
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_many_queries_are_answered_as_one_by_one(method: str, estimator: str) -> None:

@@ -159,41 +159,56 @@ def _encode(
     sublinear_tf: bool, l2: bool, drop_below: np.uint64, keep_scale: np.float32, state: np.uint64,
     out_indptr: Int64, out_rows: Int32, out_weights: Float32,
 ) -> int:  # fmt: skip
-    """Encode samples; empty ``row_weights`` stand for ones. Tables that are beyond the caches are fetched ahead."""
+    """Encode samples (see `encode_sample`). Tables that are beyond the caches are fetched ahead."""
     used = 0
     for n in range(len(order)):
-        i = order[n]
-        first = used
+        first, last = indptr[order[n]], indptr[order[n] + 1]
         if n + _AHEAD < len(order) and indptr[order[n + _AHEAD]] < len(indices):
             prefetch(indices, indptr[order[n + _AHEAD]])
             prefetch(values, indptr[order[n + _AHEAD]])
         if n + _NEXT < len(order):
             for j in range(indptr[order[n + _NEXT]], indptr[order[n + _NEXT] + 1]):
                 prefetch(slots, _slot(indices[j], multiplier, addend, shift))
-        norm = np.float64(0.0)  # in float64 the squares of all float32 numbers have room
-        for j in range(indptr[i], indptr[i + 1]):
-            row = slots[_slot(indices[j], multiplier, addend, shift)]
-            if row < 0:
-                continue
-            weight = values[j]
-            if sublinear_tf and weight > np.float32(0.0):
-                weight = np.float32(1.0) + np.log(weight)
-            if len(row_weights) > 0:
-                weight *= row_weights[row]
-            norm += np.float64(weight) * np.float64(weight)  # of the whole sample: dropout must not change the others
-            if drop_below > 0 and (draw(state, j) >> np.uint64(32)) < drop_below:
-                continue
-            out_rows[used] = row
-            out_weights[used] = weight
-            used += 1
-        scale = np.float64(1.0)
-        if l2 and norm > 0.0:
-            scale = 1.0 / np.sqrt(norm)
-        if drop_below > 0:
-            scale *= keep_scale
-        for j in range(
-            first, used
-        ):  # a value far beyond those of training counts as the largest that there is room for
-            out_weights[j] = max(min(np.float32(out_weights[j] * scale), LARGEST_WEIGHT), -LARGEST_WEIGHT)
+        used = encode_sample(
+            first, last, indices, values, multiplier, addend, shift, slots, row_weights, sublinear_tf, l2,
+            drop_below, keep_scale, state, used, out_rows, out_weights,
+        )  # fmt: skip
         out_indptr[n + 1] = used
+    return used
+
+
+@inline
+def encode_sample(
+    start: int, stop: int, indices: UInt32, values: Float32, multiplier: np.uint64, addend: np.uint64, shift: np.uint64,
+    slots: Int32, row_weights: Float32, sublinear_tf: bool, l2: bool,
+    drop_below: np.uint64, keep_scale: np.float32, state: np.uint64, first: int, out_rows: Int32, out_weights: Float32,
+) -> int:  # fmt: skip
+    """Rows and weights of the features ``start`` to ``stop``, from place ``first`` on; returns where they end.
+
+    Empty ``row_weights`` stand for ones.
+    """
+    used = first
+    norm = np.float64(0.0)  # in float64 the squares of all float32 numbers have room
+    for j in range(start, stop):
+        row = slots[_slot(indices[j], multiplier, addend, shift)]
+        if row < 0:
+            continue
+        weight = values[j]
+        if sublinear_tf and weight > np.float32(0.0):
+            weight = np.float32(1.0) + np.log(weight)
+        if len(row_weights) > 0:
+            weight *= row_weights[row]
+        norm += np.float64(weight) * np.float64(weight)  # of the whole sample: dropout must not change the others
+        if drop_below > 0 and (draw(state, j) >> np.uint64(32)) < drop_below:
+            continue
+        out_rows[used] = row
+        out_weights[used] = weight
+        used += 1
+    scale = np.float64(1.0)
+    if l2 and norm > 0.0:
+        scale = 1.0 / np.sqrt(norm)
+    if drop_below > 0:
+        scale *= keep_scale
+    for j in range(first, used):  # a value far beyond those of training counts as the largest that there is room for
+        out_weights[j] = max(min(np.float32(out_weights[j] * scale), LARGEST_WEIGHT), -LARGEST_WEIGHT)
     return used

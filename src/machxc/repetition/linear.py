@@ -32,6 +32,7 @@ from machxc.samples import Array, Float32, Int64, frozen
 _UNPACKED = 1 << 20  # weights of a repetition that are unpacked to score many samples: 4 MB
 _FEWEST_TO_UNPACK = 64  # samples
 _AT_ONCE = 16  # weights of an unpacked row that are added in the time of an entry
+_UNPACKING = 4  # times as long as to add a row: to make room for it
 
 
 @dataclass
@@ -128,13 +129,15 @@ class LinearScorer:
     def _busiest(self, rows: Rows) -> Float32:
         """The weights of the first rows, those that samples have most, as a table: float32 [m, B].
 
-        None of them (m = 0) where samples have too little of them to unpack them for.
+        As many as it saves the most time to unpack: a row is read as often as samples have it, or once, to be unpacked.
         """
         n_buckets = len(self.bias)
-        m = min(len(self.starts) - 1, _UNPACKED // n_buckets)
-        pairs = rows.rows[rows.rows < m]
-        entries = int(np.diff(self.starts[: m + 1])[pairs].sum())  # that would be read one by one
-        if entries <= int(self.starts[m]) + (len(pairs) + m) * n_buckets // _AT_ONCE:
+        most = min(len(self.starts) - 1, _UNPACKED // n_buckets)
+        times = np.bincount(rows.rows, minlength=most)[:most]
+        entries, adding = np.diff(self.starts[: most + 1]), n_buckets // _AT_ONCE  # in the time of an entry each
+        saved = np.cumsum(times * (entries - adding) - (entries + _UNPACKING * adding))
+        m = int(saved.argmax()) + 1 if most else 0
+        if not m or saved[m - 1] <= 0:
             return self._no_table
         table = np.zeros((m, n_buckets), np.float32)
         _unpack_rows(self.starts, self.entries, self.levels, table)

@@ -40,12 +40,20 @@ def check_names(loss: str, estimator: str) -> None:
         )
 
 
-def contributions(logits: Float32, loss: str, estimator: str) -> Float32:
-    """What each bucket contributes to its labels: float32, a new array of the shape of ``logits`` [..., B]."""
+def contributions(logits: Float32, loss: str, estimator: str, *, in_place: bool = False) -> Float32:
+    """What each bucket contributes to its labels: float32 of the shape of ``logits`` [..., B].
+
+    A new array; ``in_place``: it may be ``logits`` (contiguous), which then hold nothing else any more.
+    """
+    if loss == "bce" and estimator in ("log-probability", "logit"):
+        values = logits if in_place else np.array(logits, np.float32, order="C")
+        if estimator == "log-probability":
+            _take_log_sigmoid(values.reshape(-1))
+        return values
     if estimator == "log-probability":
-        return _log_softmax(logits) if loss == "softmax" else _log_sigmoid(logits)
+        return _log_softmax(logits)
     if estimator == "logit":
-        return _softmax_logit(logits) if loss == "softmax" else np.array(logits, np.float32)
+        return _softmax_logit(logits)
     return _softmax(logits) if loss == "softmax" else sigmoid(logits)
 
 
@@ -100,12 +108,6 @@ def sigmoid(logits: Float32) -> Float32:
     exp: Float32 = np.exp(-np.abs(logits))
     above: Float32 = np.where(logits >= 0, np.float32(1), exp)
     return above / (exp + np.float32(1))
-
-
-def _log_sigmoid(logits: Float32) -> Float32:
-    values = np.array(logits, np.float32, order="C")
-    _take_log_sigmoid(values.reshape(-1))
-    return values
 
 
 @fast_kernel

@@ -51,6 +51,7 @@ def top_k(
     candidates: Array | None = None,
     method: str = "auto",
     jobs: int = 1,
+    in_place: bool = False,
 ) -> tuple[Int64, Float32]:
     """The k best labels of n queries: ids int64 [n, k] and scores float32 [n, k], best first.
 
@@ -61,7 +62,8 @@ def top_k(
     and however queries are batched.
 
     ``seen``: labels that may be returned (those that training saw): bool [K], or packed into uint8 [ceil(K / 8)], the
-    least significant bit first. ``candidates``: the only ids to return, in any order; they are scanned.
+    least significant bit first. ``candidates``: the only ids to return, in any order; they are scanned. ``in_place``:
+    the logits are not needed any more and may be written over, which saves a copy.
 
     SettingError: a parameter out of its bounds; DataError: logits, seen or candidates do not fit the partition, or
     logits are not finite.
@@ -74,7 +76,9 @@ def top_k(
     available = partition.n_labels if chosen is None else len(chosen)
     ids, scores = np.full((len(logits), k), -1, np.int64), np.full((len(logits), k), -np.inf, np.float32)
     if available:
-        task = _Task(partition, min(k, available), loss, estimator, bitmap, chosen, method, len(logits))
+        task = _Task(
+            partition, min(k, available), loss, estimator, bitmap, chosen, method, len(logits), in_place=in_place
+        )
         _in_blocks(lambda rows: task.fill(logits[rows], ids[rows], scores[rows]), len(logits), partition, jobs)
     return ids, scores
 
@@ -130,8 +134,10 @@ class _Task:
         method: str,
         n_queries: int,
         budget: int | None = None,
+        *,
+        in_place: bool = False,
     ) -> None:
-        self.k = k
+        self.k, self.in_place = k, in_place
         self.loss, self.estimator, self.merge = loss, estimator, merge_of(estimator)
         self.candidates = frozen(np.empty(0, np.uint32) if candidates is None else candidates)
         self.seen = frozen(seen)
@@ -151,7 +157,9 @@ class _Task:
         """Write the answers of a block of queries into ids and scores [n, >= k]; ``proven``: with a budget, [n]."""
         n, n_repetitions, n_buckets = logits.shape
         logits = _finite(np.ascontiguousarray(logits))
-        values = logits if n_repetitions == 1 else contributions(logits, self.loss, self.estimator)
+        values = logits
+        if n_repetitions > 1:
+            values = contributions(logits, self.loss, self.estimator, in_place=self.in_place)
         best_scores, best_labels = self._empty(n)
         open_rows = self._find(logits, values, best_scores, best_labels)
         if proven is not None:
