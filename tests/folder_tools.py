@@ -44,8 +44,9 @@ def tensors_of(config: Config, r: int = 0, rows: int = 4) -> dict[str, npt.NDArr
     random = np.random.default_rng([config.seed, r])
     slots = min(config.n_features, 2**config.feature_bits)
     return {
-        "slots": random.integers(-1, rows, slots, dtype=np.int32) if rows else np.full(slots, -1, np.int32),
+        "row_slots": random.permutation(slots)[:rows].astype(np.min_scalar_type(slots)),
         "row_weights": random.random(rows, np.float32),
+        "repeats": np.ones(rows, np.uint8),
         "bias": random.random(config.buckets, np.float32),
         **(hidden_tensors if config.hidden else linear_tensors)(config, rows, random),
     }

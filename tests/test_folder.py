@@ -70,7 +70,7 @@ def test_the_folder_is_what_its_documentation_says(tmp_path: Path) -> None:
     data = tiny(partition=True)
     save_model(tmp_path / "model", data)
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"]) == ("machxc", 3)
+    assert (manifest["format"], manifest["version"]) == ("machxc", 4)
     assert set(manifest["files"]) | {"manifest.json"} == set(os.listdir(tmp_path / "model"))
     for name, entry in manifest["files"].items():
         content = (tmp_path / "model" / name).read_bytes()
@@ -140,7 +140,7 @@ def changed(
 
 
 def sparse(
-    starts: list[int],
+    lengths: list[int],
     entries: int,
     *,
     given: list[int] | None = None,
@@ -150,7 +150,7 @@ def sparse(
     """A linear repetition of four rows and three buckets, with so many entries, or those given."""
     return {
         **tensors_of(config_of()),
-        "starts": np.array(starts, np.int64),
+        "lengths": np.array(lengths, np.uint8),
         "entries": np.zeros(entries, np.uint16) + 1 if given is None else np.array(given, np.uint16),
         "levels": np.full(levels, level, np.float32),
     }
@@ -166,14 +166,21 @@ WRONG: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "more dimensions": (changed("bias", np.zeros((3, 1))), r"got float32 \[3, 1\]"),
     "no dimension": (changed("bias", 0.0), r"got float32 \[\]"),
     "rows that differ": (changed("table_scales", np.zeros(5), np.float32), r"'table_scales' to be float32 \[4\]"),
-    "fewer slots": (changed("slots", np.zeros(7), np.int32), r"'slots' to be int32 \[8\]"),
+    "slots of fewer rows": (
+        changed("row_slots", np.zeros(3), np.uint8),
+        r"'row_slots' to be uint8 .* \[4\], got uint8 \[3\]",
+    ),
+    "slots, 64 bits": (changed("row_slots", np.zeros(4), np.uint64), "'row_slots' to be uint8 or uint16 or uint32"),
+    "slots, signed": (changed("row_slots", np.zeros(4), np.int32), "'row_slots' to be uint8 or uint16 or uint32"),
+    "slots either way": (changed("slots", np.zeros(8), np.int32), "expected the tensors"),
+    "rows without a weight": (changed("repeats", [1, 1, 1, 0], np.uint8), "at most 4 that add up to 4, got 1 and 3"),
+    "more rows with a weight": (changed("repeats", [1, 1, 1, 9], np.uint8), "at most 4 that add up to 4, got 9 and 12"),
     "NaN, 32 bits": (changed("row_weights", [1, 2, np.nan, 3]), "'row_weights' has values that are NaN or infinite"),
     "infinite, 32 bits": (changed("bias", [1, -np.inf, 3]), "'bias' has values that are NaN or infinite"),
     "a scale of NaN": (changed("table_scales", [np.nan] * 4, np.float32), "'table_scales' has values that are NaN"),
     "infinite scales": (changed("output_scales", [np.inf] * 3, np.float32), "'output_scales' has values that are NaN"),
     "a table of 16 bits": (changed("table", np.zeros((4, 2)), np.float16), r"'table' to be int8 \[4, 2\], got float16"),
-    "a slot below -1": (changed("slots", [-2] * 8, np.int32), r"values in \[-1, 4\), got \[-2, -2\]"),
-    "a slot beyond": (changed("slots", [0] * 7 + [4], np.int32), r"values in \[-1, 4\), got \[0, 4\]"),
+    "a slot beyond": (changed("row_slots", [0, 1, 2, 8], np.uint8), r"values in \[0, 8\), got \[0, 8\]"),
 }
 DEEP = {"hidden": [4, 3, 2], "normalisation": "layer"}
 
@@ -196,33 +203,27 @@ WRONG_DEEP: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "NaN": (deep("layer_1_scales", [1, np.nan, 1], np.float32), "'layer_1_scales' has values that are NaN or infinite"),
     "infinite": (deep("layer_2_bias", [0, np.inf], np.float32), "'layer_2_bias' has values that are NaN or infinite"),
 }
-RISE = r"'starts': expected offsets that rise from 0 to 6, each by at most 3"
+ADD = "'lengths': expected lengths of at most 3 that add up to 6, got "
 WRONG_LINEAR: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
     "a dense table": (changed("table", np.zeros((4, 3)), np.int8, hidden=0), "expected the tensors"),
-    "no starts": (changed("starts", None, hidden=0), "expected the tensors"),
-    "a start for each row only": (sparse([0, 2, 4, 6], 6), r"'starts' to be int64 \[5\], got int64 \[4\]"),
-    "a start too many": (sparse([0, 2, 4, 6, 6, 6], 6), r"'starts' to be int64 \[5\], got int64 \[6\]"),
-    "starts, 32 bits": (changed("starts", [0] * 5, np.int32, hidden=0), r"to be int64 \[5\], got int32 \[5\]"),
-    "starts, unsigned": (changed("starts", [0] * 5, np.uint64, hidden=0), r"to be int64 \[5\], got uint64 \[5\]"),
-    "starts that fall": (sparse([0, 3, 2, 4, 6], 6), RISE),
-    "starts that fall below 0": (sparse([0, -1, 2, 4, 6], 6), RISE),
-    "a first start after 0": (sparse([1, 2, 4, 5, 6], 6), RISE),
-    "a first start before 0": (sparse([-1, 2, 4, 5, 6], 6), RISE),
-    "a last start beyond": (sparse([0, 2, 4, 5, 7], 6), RISE),
-    "a last start before": (sparse([0, 2, 4, 5, 5], 6), RISE),
-    "a start in between beyond": (sparse([0, 3, 7, 5, 6], 6), RISE),
-    "starts that overflow": (sparse([0, 2**63 - 1, -(2**63), -(2**63) + 3, 6], 6), RISE),
-    "starts that jump": (sparse([0, 2**62, 2**62, 2**62, 6], 6), RISE),
-    "more entries than buckets": (sparse([0, 4, 4, 5, 6], 6), RISE),
-    "no entries but starts": (sparse([0, 1, 1, 1, 1], 0), "rise from 0 to 0,"),
-    "entries but no starts": (sparse([0] * 5, 6), RISE),
-    "a bucket beyond": (sparse([0, 1, 1, 1, 3], 3, given=[0, 2 << 8, 3 << 8]), "expected buckets below 3, got 5"),
-    "a first bucket beyond": (sparse([0, 1, 1, 1, 1], 1, given=[3 << 8]), "'entries': expected buckets below 3, got 3"),
-    "the furthest bucket": (sparse([0, 1, 1, 1, 1], 1, given=[65535]), "expected buckets below 3, got 255"),
-    "fewer levels": (sparse([0, 2, 4, 5, 6], 6, levels=255), r"'levels' to be float32 \[256\], got float32 \[255\]"),
-    "more levels": (sparse([0, 2, 4, 5, 6], 6, levels=257), r"'levels' to be float32 \[256\], got float32 \[257\]"),
-    "NaN": (sparse([0, 2, 4, 5, 6], 6, level=np.nan), "'levels' has values that are NaN or infinite"),
-    "infinite": (sparse([0, 2, 4, 5, 6], 6, level=-np.inf), "'levels' has values that are NaN or infinite"),
+    "no lengths": (changed("lengths", None, hidden=0), "expected the tensors"),
+    "a length less": (sparse([2, 2, 2], 6), r"'row_slots' to be uint8 .* \[3\], got uint8 \[4\]"),
+    "a length too many": (sparse([2, 2, 1, 1, 0], 6), r"'row_slots' to be uint8 .* \[5\], got uint8 \[4\]"),
+    "lengths, 64 bits": (changed("lengths", [0] * 4, np.uint64, hidden=0), "'lengths' to be uint8 or uint16 or uint32"),
+    "lengths, signed": (changed("lengths", [0] * 4, np.int8, hidden=0), "'lengths' to be uint8 or uint16 or uint32"),
+    "more than there are": (sparse([2, 2, 1, 2], 6), ADD + "2 and 7"),
+    "fewer than there are": (sparse([2, 2, 1, 0], 6), ADD + "2 and 5"),
+    "far more than there are": (sparse([2, 2, 1, 255], 6), ADD + "255 and 260"),
+    "more entries than buckets": (sparse([4, 0, 1, 1], 6), ADD + "4 and 6"),
+    "no entries but lengths": (sparse([1, 0, 0, 0], 0), "add up to 0, got 1 and 1"),
+    "entries but no lengths": (sparse([0] * 4, 6), ADD + "0 and 0"),
+    "a bucket beyond": (sparse([1, 0, 0, 2], 3, given=[0, 2 << 8, 3 << 8]), "expected buckets below 3, got 5"),
+    "a first bucket beyond": (sparse([1, 0, 0, 0], 1, given=[3 << 8]), "'entries': expected buckets below 3, got 3"),
+    "the furthest bucket": (sparse([1, 0, 0, 0], 1, given=[65535]), "expected buckets below 3, got 255"),
+    "fewer levels": (sparse([2, 2, 1, 1], 6, levels=255), r"'levels' to be float32 \[256\], got float32 \[255\]"),
+    "more levels": (sparse([2, 2, 1, 1], 6, levels=257), r"'levels' to be float32 \[256\], got float32 \[257\]"),
+    "NaN": (sparse([2, 2, 1, 1], 6, level=np.nan), "'levels' has values that are NaN or infinite"),
+    "infinite": (sparse([2, 2, 1, 1], 6, level=-np.inf), "'levels' has values that are NaN or infinite"),
     "entries, 64 bits": (changed("entries", np.zeros(6), np.uint64, hidden=0), "'entries' to be uint16"),
     "entries, signed": (changed("entries", np.zeros(6), np.int16, hidden=0), "'entries' to be uint16"),
 }
@@ -247,15 +248,31 @@ def test_check_repetition_refuses_a_linear_one(tensors: dict[str, npt.NDArray[An
         check_repetition(config_of(), tensors)
 
 
-@pytest.mark.parametrize("starts", [[0, 2, 4, 5, 6], [0, 3, 6, 6, 6], [0, 0, 0, 3, 6], [0, 0, 0, 0, 0]])
-def test_check_repetition_accepts_rows_that_are_empty_or_full(starts: list[int]) -> None:
-    check_repetition(config_of(), sparse(starts, starts[-1]))
+@pytest.mark.parametrize("lengths", [[2, 2, 1, 1], [3, 3, 0, 0], [0, 0, 3, 3], [0, 0, 0, 0]])
+def test_check_repetition_accepts_rows_that_are_empty_or_full(lengths: list[int]) -> None:
+    check_repetition(config_of(), sparse(lengths, sum(lengths)))
+
+
+def test_many_slots_of_few_rows_are_stored_one_by_one() -> None:
+    """Or a file of some bytes would ask for 16 GB."""
+    config = config_of(feature_bits=13)
+    tensors = tensors_of(config)
+    with pytest.raises(ModelError, match=r"expected the rows of 8192 slots \('slots'\), got the slots of 4 rows"):
+        check_repetition(config, tensors)
+    slots = np.full(8192, -1, np.int32)
+    slots[[3, 5, 7, 8191]] = [2, 0, 3, 1]
+    del tensors["row_slots"]
+    check_repetition(config, {**tensors, "slots": slots})
+    for beyond in (-2, 4):
+        slots[0] = beyond
+        with pytest.raises(ModelError, match=r"'slots': expected values in \[-1, 4\)"):
+            check_repetition(config, {**tensors, "slots": slots})
 
 
 @pytest.mark.parametrize("buckets", [3, 255, 65537, 2**24])
 def test_entries_are_narrow_or_wide_and_their_buckets_below_b(buckets: int) -> None:
     config, bias = config_of(buckets=buckets), np.zeros(buckets, np.float32)
-    tensors = {**sparse([0, 1, 1, 1, 1], 1), "bias": bias}
+    tensors = {**sparse([1, 0, 0, 0], 1), "bias": bias}
     check_repetition(config, {**tensors, "entries": np.array([(buckets - 1) << 8 | 255], np.uint32)})
     check_repetition(config, {**tensors, "entries": np.array([min(255, buckets - 1) << 8], np.uint16)})
     for beyond in {buckets, 2**24 - 1} - {2**24 - 1 if buckets == 2**24 else 0, 2**24}:
@@ -265,7 +282,7 @@ def test_entries_are_narrow_or_wide_and_their_buckets_below_b(buckets: int) -> N
 
 def test_the_steps_of_narrow_entries_add_up() -> None:
     config, steps = config_of(buckets=1000), np.array([255 << 8, 255 << 8, 255 << 8, 234 << 8 | 1], np.uint16)
-    tensors = {**sparse([0, 4, 4, 4, 4], 4), "bias": np.zeros(1000, np.float32)}
+    tensors = {**sparse([4, 0, 0, 0], 4), "bias": np.zeros(1000, np.float32)}
     check_repetition(config, {**tensors, "entries": steps})
     with pytest.raises(ModelError, match="'entries': expected buckets below 1000, got 1000"):
         check_repetition(config, {**tensors, "entries": steps + np.uint16(64) * np.array([0, 0, 0, 4], np.uint16)})
@@ -282,8 +299,8 @@ def test_a_damaged_bucket_of_a_wide_model_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_an_older_version_has_to_be_trained_again(tmp_path: Path) -> None:
     save_model(tmp_path / "model", tiny())
     manifest = tmp_path / "model" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version":3', '"version":2'))
-    with pytest.raises(ModelError, match="expected version 3, got 2; train the model again"):
+    manifest.write_text(manifest.read_text().replace('"version":4', '"version":3'))
+    with pytest.raises(ModelError, match="expected version 4, got 3; train the model again"):
         load_model(tmp_path / "model")
 
 

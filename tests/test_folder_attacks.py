@@ -132,7 +132,7 @@ def duplicate_key_in_configuration(folder: Path) -> None:
 @attack("a key comes twice")
 def duplicate_key_in_manifest(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"version":3', '"version":3,"version":3'))
+    (folder / "manifest.json").write_text(text.replace('"version":4', '"version":4,"version":4'))
 
 
 @attack("a key comes twice")
@@ -166,7 +166,7 @@ def hidden_bytes_at_the_end(folder: Path) -> None:
 
 @attack("is not where it should be")
 def offsets_beyond_the_file(folder: Path) -> None:
-    change_header(folder, lambda header: header["starts"].update(data_offsets=[0, 2**40], shape=[2**37]))
+    change_header(folder, lambda header: header["lengths"].update(data_offsets=[0, 2**40], shape=[2**40]))
 
 
 @attack("at most 2 dimensions")
@@ -194,51 +194,45 @@ def bucket_beyond_the_last(folder: Path) -> None:
     change_tensor(folder, "partition.safetensors", "assignment", (1, 4), 3)
 
 
-@attack(r"'slots': expected values in \[-1, 4\), got \[-2147483648")
-def negative_row(folder: Path) -> None:
-    change_tensor(folder, REPETITION, "slots", 0, -(2**31))
+@attack(r"'row_slots': expected values in \[0, 8\), got \[[0-7], 255\]")
+def slot_beyond_the_last(folder: Path) -> None:
+    change_tensor(folder, REPETITION, "row_slots", 0, 255)
 
 
-@attack(r"'slots': expected values in \[-1, 4\)")
-def row_beyond_the_last(folder: Path) -> None:
-    change_tensor(folder, REPETITION, "slots", -1, 4)
+def change_lengths(place: int, *values: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        lengths = read_tensors(folder / REPETITION)["lengths"].astype(np.uint32)
+        lengths[place : place + len(values)] = values
+        rewrite(folder, REPETITION, lengths=lengths)
+
+    return change
 
 
-def change_starts(place: int, *values: int) -> Callable[[Path], None]:
-    return lambda folder: change_tensor(folder, REPETITION, "starts", slice(place, place + len(values)), values)
-
-
-STARTS = tiny(partition=True).repetitions[0]["starts"].tolist()
+LENGTHS = tiny(partition=True).repetitions[0]["lengths"].tolist()
 for name, change in {
-    "starts_that_fall": change_starts(2, STARTS[3], STARTS[2]),
-    "first_start_after_the_first_entry": change_starts(0, 1, 1),
-    "first_start_before_the_file": change_starts(0, -(2**40)),
-    "last_start_beyond_the_entries": change_starts(4, STARTS[4] + 1),
-    "start_beyond_the_entries": change_starts(2, 2**40),
-    "starts_that_leave_entries_out": change_starts(3, STARTS[4] - 1, STARTS[4] - 1),
-    "starts_whose_steps_overflow": change_starts(1, 2**63 - 1, -(2**63), -1),
+    "row_beyond_the_entries": change_lengths(3, LENGTHS[3] + 1),
+    "row_far_beyond_the_entries": change_lengths(1, 2**32 - 1),
+    "rows_whose_sum_overflows": change_lengths(0, 2**31, 2**31),
+    "rows_that_leave_entries_out": change_lengths(2, LENGTHS[2] - 1),
 }.items():
-    ATTACKS[name] = change, f"'starts': expected offsets that rise from 0 to {STARTS[4]}, each by at most 3"
+    ATTACKS[name] = change, f"'lengths': expected lengths of at most 3 that add up to {sum(LENGTHS)}, got"
 
 
-@attack("'starts': expected offsets that rise from 0 to 4, each by at most 3")
+@attack("'lengths': expected lengths of at most 3 that add up to 4, got 4 and 4")
 def row_of_more_entries_than_buckets(folder: Path) -> None:
-    starts, four = np.array([0, 4, 4, 4, 4], np.int64), np.zeros(4, np.uint16)
-    rewrite(folder, REPETITION, starts=starts, entries=four)
+    rewrite(folder, REPETITION, lengths=np.array([4, 0, 0, 0], np.uint8), entries=np.zeros(4, np.uint16))
 
 
-@attack(r"'starts' to be int64 \[5\], got int64 \[4\]")
-def row_without_a_start(folder: Path) -> None:
-    rewrite(folder, REPETITION, starts=read_tensors(folder / REPETITION)["starts"][1:])
+@attack(r"'row_slots' to be uint8 or uint16 or uint32 \[3\], got uint8 \[4\]")
+def row_without_a_length(folder: Path) -> None:
+    rewrite(folder, REPETITION, lengths=read_tensors(folder / REPETITION)["lengths"][1:])
 
 
-@attack(r"'slots': expected values in \[-1, 3\), got \[-1, 3\]")
-def slots_of_a_row_that_was_cut_off(folder: Path) -> None:
-    tensors = read_tensors(folder / REPETITION)
-    assert tensors["slots"].max() == 3
-    starts = np.minimum(tensors["starts"][:4], last := int(tensors["starts"][3]))
-    cut = tensors["entries"][:last]
-    rewrite(folder, REPETITION, row_weights=tensors["row_weights"][:3], starts=starts, entries=cut)
+@attack("'repeats': expected lengths of at most 4 that add up to 4, got 4294967295 and 4294967298")
+def weight_of_four_billion_rows(folder: Path) -> None:
+    repeats = read_tensors(folder / REPETITION)["repeats"].astype(np.uint32)
+    repeats[2] = 2**32 - 1
+    rewrite(folder, REPETITION, repeats=repeats)
 
 
 @attack(r"'levels' to be float32 \[256\], got float32 \[255\]")
@@ -288,7 +282,7 @@ def four_billion_labels(folder: Path) -> None:
     change_config(folder, n_labels=2**32 - 1)
 
 
-@attack("'slots' to be int32")
+@attack(r"expected the rows of 4294967296 slots \('slots'\), got the slots of 4 rows")
 def four_billion_slots(folder: Path) -> None:
     change_config(folder, feature_bits=32)
 
@@ -433,14 +427,14 @@ def checksum_of_another_file(folder: Path) -> None:
     seal(folder, lambda manifest: manifest["files"][REPETITION].update(sha256="0" * 64))
 
 
-@attack("expected version 3, got 4; a newer machxc may read it")
+@attack("expected version 4, got 5; a newer machxc may read it")
 def version_to_come(folder: Path) -> None:
-    seal(folder, lambda manifest: manifest.update(version=4))
+    seal(folder, lambda manifest: manifest.update(version=5))
 
 
-@attack("expected version 3, got 2; train the model again")
+@attack("expected version 4, got 3; train the model again")
 def version_that_was(folder: Path) -> None:
-    seal(folder, lambda manifest: manifest.update(version=2))
+    seal(folder, lambda manifest: manifest.update(version=3))
 
 
 @attack("this is not a model of machxc")

@@ -153,14 +153,13 @@ def damage(path: Path, rng: random.Random) -> None:
 
 
 def assert_valid_entries(tensors: dict[str, Any], rows: int, buckets: int) -> None:
-    starts, entries = tensors["starts"].tolist(), tensors["entries"].tolist()
+    lengths, entries = tensors["lengths"].tolist(), tensors["entries"].tolist()
     narrow = tensors["entries"].dtype == np.uint16
-    assert len(starts) == rows + 1
-    assert starts[0] == 0
-    assert starts == sorted(starts)
-    assert starts[-1] == len(entries)
+    assert len(lengths) == rows
+    assert all(0 <= length <= buckets for length in lengths)
+    assert sum(lengths) == len(entries)
+    starts = [sum(lengths[:row]) for row in range(rows + 1)]
     assert len(tensors["levels"]) == 256
-    assert all(stop - start <= buckets for start, stop in pairwise(starts))
     assert narrow or all(entry >> 8 < buckets for entry in entries)
     assert not narrow or all(sum(e >> 8 for e in entries[a:b]) < buckets for a, b in pairwise(starts))
 
@@ -174,10 +173,14 @@ def assert_valid(model: ModelData) -> None:
     assert model.names.ids_of(names).tolist() == list(range(config.n_labels))
     assert 0 < len(model.repetitions) <= config.repetitions > max(model.repetitions)
     for tensors in model.repetitions.values():
-        rows = len(tensors["row_weights"])
-        assert tensors["slots"].shape == (min(config.n_features, 2**config.feature_bits),)
-        assert ((tensors["slots"] >= -1) & (tensors["slots"] < rows)).all()
-        assert tensors["row_weights"].shape == (rows,)
+        rows, slots = int(tensors["repeats"].sum()), min(config.n_features, 2**config.feature_bits)
+        assert tensors["row_weights"].shape == tensors["repeats"].shape
+        if "slots" in tensors:
+            assert tensors["slots"].shape == (slots,)
+            assert ((tensors["slots"] >= -1) & (tensors["slots"] < rows)).all()
+        else:
+            assert tensors["row_slots"].shape == (rows,)
+            assert (tensors["row_slots"] < slots).all()
         if config.hidden:
             assert tensors["table"].shape == (rows, config.layers[0])
             assert tensors["output"].shape == (config.buckets, config.layers[-1])

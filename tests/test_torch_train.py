@@ -73,7 +73,8 @@ def test_it_learns_what_the_kernels_learn(kind: str) -> None:
         assert {n: (t.dtype, t.shape[1:]) for n, t in found[r].items()} == {
             n: (t.dtype, t.shape[1:]) for n, t in kernels.items()
         }
-        assert found[r]["slots"].tobytes() == kernels["slots"].tobytes()
+        for name in ("row_slots", "row_weights", "repeats"):
+            assert found[r][name].tobytes() == kernels[name].tobytes()
         assert accuracy(config, found[r], r) > 0.9
         assert accuracy(config, found[r], r, others) > accuracy(config, kernels, r, others) - 0.03
 

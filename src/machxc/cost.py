@@ -21,6 +21,7 @@ from machxc.repetition.chunks import (
     WINDOW,
     WINDOW_BYTES,
 )
+from machxc.repetition.lengths import most_slots
 
 RUNTIME = 150 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
@@ -106,9 +107,9 @@ def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, i
     output = behind_table(config)
     kept = int(_kept(config, facts, rows) * rows * width)
     weights = rows * width + output + 4 * config.buckets if config.hidden else _entries(config, rows, kept)
-    stored = 4 * slots + (8 if config.hidden else 12) * rows + weights
+    stored = _of_rows(config, slots, rows) + weights
     repetition = _weight(config) * rows * width + 4 * output + 16 * rows + _beside(config, facts, stored, kept)
-    return stored, repetition, 4 * config.repetitions * output
+    return stored, repetition, config.repetitions * (4 * output + _in_memory(slots, rows))
 
 
 def behind_table(config: Config) -> int:
@@ -137,7 +138,7 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
     """As `_learnt`, where weights are counted: an entry for each distinct pair of a feature and a bucket that met."""
     entries = _first_meetings(facts)
     added = _added(config, facts, entries)
-    stored = 4 * slots + 12 * rows + _entries(config, rows, entries + added) + 4 * config.buckets
+    stored = _of_rows(config, slots, rows) + _entries(config, rows, entries + added) + 4 * config.buckets
     pairs = 12 * facts.n_pairs + 16 * facts.n_samples
     if config.left_out:
         pairs += 24 * facts.n_pairs + 20 * rows
@@ -145,7 +146,21 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
     if added:
         beside += 8 * added + max(_shown(config, facts, rows), 4 * (entries + added))
     repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + beside
-    return stored, repetition, 4 * config.buckets
+    return stored, repetition, config.repetitions * (4 * config.buckets + _in_memory(slots, rows))
+
+
+def _of_rows(config: Config, slots: int, rows: int) -> int:
+    """Bytes of the slots of rows, or the rows of slots, of their weights, and of scales or lengths (see layouts.py).
+
+    Rows of one frequency have one weight, where columns are not scaled.
+    """
+    of_slots = 4 * slots if slots > most_slots(rows) else (2 if slots <= 1 << 16 else 4) * rows
+    return of_slots + (0 if config.l2 else 5 * rows) + (4 if config.hidden else 2) * rows
+
+
+def _in_memory(slots: int, rows: int) -> int:
+    """Bytes of what is made of that when a repetition answers: the rows of slots, and where they start."""
+    return 4 * slots + 12 * rows
 
 
 def _thread(config: Config, facts: Facts, rows: int) -> int:

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json               {"format": "machxc", "version": 3, "config": {...}, "n_samples": N, "label_kind": ...}
+    config.json               {"format": "machxc", "version": 4, "config": {...}, "n_samples": N, "label_kind": ...}
     labels.safetensors        the arrays of `LabelNames`, and of `LabelCounts`: training samples of each label
     partition.safetensors     only with a table of buckets: assignment uint32 [R, K], below B
     repetition-00000.safetensors, ...   one a repetition; layouts.py lists what is in them
@@ -57,11 +57,12 @@ from machxc.formats import (
 from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.layouts import TENSORS, sizes_of, specs_of
+from machxc.repetition.lengths import most_slots, starts_of
 from machxc.samples import Array, UInt32
 
 log = logging.getLogger("machxc.folder")
 
-FORMAT, VERSION = "machxc", 3
+FORMAT, VERSION = "machxc", 4
 CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "partition.safetensors", "manifest.json"
 
 _REPETITION = re.compile(r"repetition-([0-9]{5})\.safetensors")
@@ -311,18 +312,21 @@ def _load_tensors(folder: Path, name: str, entry: _Entry, config: Config, *, ver
 
 
 def _check_tensors(where: str, kind: str, config: Config, tensors: Mapping[str, Array]) -> None:
-    check_tensors(where, specs_of(config, kind), tensors, sizes_of(config))
+    sizes = sizes_of(config)
+    check_tensors(where, specs_of(config, kind, tensors), tensors, sizes)
+    if "row_slots" in tensors and sizes["F"] > most_slots(n_rows := len(tensors["row_slots"])):
+        raise ModelError(f"{where}: expected the rows of {sizes['F']} slots ('slots'), got the slots of {n_rows} rows")
     if kind not in ("linear", "wide"):
         return
-    if (highest := _highest_bucket(tensors["starts"], tensors["entries"])) >= config.buckets:
+    if (highest := _highest_bucket(tensors["lengths"], tensors["entries"])) >= config.buckets:
         raise ModelError(f"{where}: 'entries': expected buckets below {config.buckets}, got {highest}")
 
 
-def _highest_bucket(starts: Array, entries: Array) -> int:
-    """The highest bucket of an entry, -1 when there is none; in steps of some rows, so that it takes a few MB."""
+def _highest_bucket(lengths: Array, entries: Array) -> int:
+    """The highest bucket of an entry, -1 when there is none; in steps of some rows: 8 bytes a row, and a few MB."""
     if entries.dtype == np.uint32:
         return int(entries.max()) >> 8 if len(entries) else -1
-    highest, row = -1, 0
+    highest, row, starts = -1, 0, starts_of(lengths)
     while row < len(starts) - 1:
         stop = max(row + 1, int(np.searchsorted(starts, starts[row] + _BLOCK, "right")) - 1)
         firsts = starts[row:stop][starts[row:stop] < starts[row + 1 : stop + 1]]  # of the rows that are not empty

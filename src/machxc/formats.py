@@ -44,19 +44,18 @@ _EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What one tensor must be: dtype, shape, and the range of its values, if they are ids or offsets.
+    """What one tensor must be: dtype ("A|B": A or B), shape, and the range of its values, if they are ids or lengths.
 
     Sizes are symbols. One that is not known beforehand is what it is in the first tensor that has it, and must be the
-    same in the others; "NAME+1" is one more than NAME. Ids lie in [low, below). Offsets rise: ``rises`` (last, step)
-    says that the first is 0, the last is ``last``, and each is 0 to ``step`` more than the one before it.
-    Floating-point values are always finite.
+    same in the others. Ids lie in [low, below). Lengths: ``adds`` (sum, most) says that they are integers from 0 on
+    that add up to ``sum``, and none is above ``most``. Floating-point values are always finite.
     """
 
     dtype: str
     shape: tuple[str, ...]
     low: int = 0
     below: str | None = None
-    rises: tuple[str, str] | None = None
+    adds: tuple[str, str] | None = None
 
 
 def map_file(path: Path | str) -> mmap.mmap:
@@ -161,34 +160,31 @@ def check_tensors(
     known = dict(sizes)
     for name, spec in specs.items():
         given = tensors[name]
-        known |= {s: size for s, size in zip(spec.shape, given.shape, strict=False) if _is_free(s, known)}
-        shape = [_size(symbol, known) for symbol in spec.shape]
-        if (DTYPE_NAMES.get(given.dtype), list(given.shape)) != (spec.dtype, shape):
-            expected = f"{np.dtype(DTYPES[spec.dtype])} {shape}"
+        known |= {s: size for s, size in zip(spec.shape, given.shape, strict=False) if s not in known}
+        shape = [known.get(symbol, symbol) for symbol in spec.shape]
+        dtypes = spec.dtype.split("|")
+        if DTYPE_NAMES.get(given.dtype) not in dtypes or list(given.shape) != shape:
+            expected = f"{' or '.join(str(np.dtype(DTYPES[dtype])) for dtype in dtypes)} {shape}"
             raise ModelError(f"{where}: expected {name!r} to be {expected}, got {given.dtype} {list(given.shape)}")
     for name, spec in specs.items():
         _check_values(f"{where}: {name!r}", tensors[name], spec, known)
-
-
-def _is_free(symbol: str, known: Mapping[str, int]) -> bool:
-    return symbol not in known and not symbol.endswith("+1")
-
-
-def _size(symbol: str, known: Mapping[str, int]) -> int | str:
-    """What a symbol stands for; itself while that is unknown, which no size is equal to."""
-    name = symbol.removesuffix("+1")
-    return known[name] + (symbol != name) if name in known else symbol
 
 
 def _check_values(where: str, array: Array, spec: TensorSpec, sizes: Mapping[str, int]) -> None:
     if spec.dtype in _EXPONENT and not _is_finite(array, *_EXPONENT[spec.dtype]):
         raise ModelError(f"{where} has values that are NaN or infinite; expected finite numbers")
     if spec.below is not None:
-        _check_range(where, array, spec.low, sizes[spec.below])
-    if spec.rises is not None:
-        last, step = (sizes[symbol] for symbol in spec.rises)
-        if not _is_rising(array, last, step):
-            raise ModelError(f"{where}: expected offsets that rise from 0 to {last}, each by at most {step}")
+        below = sizes[spec.below]
+        if "|" in spec.dtype:  # of those that have room for all values, the narrowest
+            below = min(below, int(np.iinfo(array.dtype).max) + 1)
+        _check_range(where, array, spec.low, below)
+    if spec.adds is not None:
+        total, most = (sizes[symbol] for symbol in spec.adds)
+        found, largest = int(array.sum(dtype=np.uint64)), int(array.max(initial=0))
+        if found != total or largest > most:
+            raise ModelError(
+                f"{where}: expected lengths of at most {most} that add up to {total}, got {largest} and {found}"
+            )
 
 
 def _check_range(where: str, array: Array, low: int, below: int) -> None:
@@ -199,18 +195,6 @@ def _check_range(where: str, array: Array, low: int, below: int) -> None:
     lowest, highest = int(array.min()), int(array.max())
     if lowest < low or highest >= below:
         raise ModelError(f"{where}: expected values in [{low}, {below}), got [{lowest}, {highest}]")
-
-
-def _is_rising(offsets: Array, last: int, step: int) -> bool:
-    """Whether they rise from 0 to ``last`` by 0 to ``step`` each; block by block, so that it takes a few MB."""
-    if int(offsets[0]) != 0 or int(offsets[-1]) != last or int(offsets.min()) < 0:
-        return False
-    for start in range(0, len(offsets) - 1, _BLOCK):
-        block = offsets[start : start + _BLOCK + 1]  # blocks share one offset
-        steps = block[1:] - block[:-1]  # cannot overflow: none of them is negative
-        if int(steps.min()) < 0 or int(steps.max()) > step:
-            return False
-    return True
 
 
 def _is_finite(array: Array, unsigned: type[np.unsignedinteger[Any]], exponent: int) -> bool:

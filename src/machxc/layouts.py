@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from machxc.config import LEVELS, Config, layer_name
 from machxc.formats import TensorSpec
 
 # kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H0, H1,
-# ... units of each hidden layer, Hn of the last, K labels, R repetitions, L levels (256); rows and entries are free.
+# ... units of each hidden layer, Hn of the last, K labels, R repetitions, L levels (256); rows, runs of rows of one
+# weight, and entries are free. Integers of three types take the fewest bytes that have room for the largest.
+_UNSIGNED = "U8|U16|U32"
+_ROWS = {
+    "row_slots": TensorSpec(_UNSIGNED, ("rows",), below="F"),  # the slot of each row, or, where slots are many:
+    # "slots" I32 [F], -1 to below rows: the row of each slot; -1: none
+    "row_weights": TensorSpec("F32", ("runs",)),
+    "repeats": TensorSpec(_UNSIGNED, ("runs",), adds=("rows", "rows")),  # how many rows have each of these weights
+}
 _LINEAR = {
-    "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),  # the row of each feature slot; -1: dropped
-    "row_weights": TensorSpec("F32", ("rows",)),
-    # sparse rows of weights: row i has the entries starts[i] to starts[i + 1], at most B of them (what an entry is:
-    # stored.py; that its bucket is below B: `_highest_bucket`)
-    "starts": TensorSpec("I64", ("rows+1",), rises=("entries", "B")),
+    # sparse rows of weights, one after the other, of at most B entries each (what an entry is: stored.py; that its
+    # bucket is below B: `_highest_bucket`)
+    "lengths": TensorSpec(_UNSIGNED, ("rows",), adds=("entries", "B")),
     "entries": TensorSpec("U16", ("entries",)),
     "levels": TensorSpec("F32", ("L",)),
     "bias": TensorSpec("F32", ("B",)),
+    **_ROWS,
 }
 TENSORS: dict[str, dict[str, TensorSpec]] = {
     "linear": _LINEAR,
     "wide": _LINEAR | {"entries": TensorSpec("U32", ("entries",))},
     "hidden": {
-        "slots": TensorSpec("I32", ("F",), low=-1, below="rows"),
-        "row_weights": TensorSpec("F32", ("rows",)),
         "table": TensorSpec("I8", ("rows", "H0")),  # times the scale of its row
         "table_scales": TensorSpec("F32", ("rows",)),
         "hidden_bias": TensorSpec("F32", ("H0",)),
@@ -32,6 +37,7 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
         "output_scales": TensorSpec("F32", ("B",)),
         # and of each further layer i = 1, 2, ...: "layer_i" I8 [Hi, Hi-1], "layer_i_scales" and "layer_i_bias" F32 [Hi]
         "bias": TensorSpec("F32", ("B",)),
+        **_ROWS,
     },
     "partition": {"assignment": TensorSpec("U32", ("R", "K"), below="B")},
     # these, and those of LabelNames, which checks them itself
@@ -40,11 +46,14 @@ TENSORS: dict[str, dict[str, TensorSpec]] = {
 }
 
 
-def specs_of(config: Config, kind: str) -> Mapping[str, TensorSpec]:
-    """The tensors of a kind of file of a model of ``config``."""
-    if kind != "hidden":
-        return TENSORS[kind]
+def specs_of(config: Config, kind: str, names: Collection[str] = ()) -> Mapping[str, TensorSpec]:
+    """The tensors of a kind of file of a model of ``config``; ``names``: those that the file has."""
     specs = dict(TENSORS[kind])
+    if "row_slots" in specs and "slots" in names:
+        del specs["row_slots"]
+        specs["slots"] = TensorSpec("I32", ("F",), low=-1, below="rows")
+    if kind != "hidden":
+        return specs
     for i in range(1, len(config.layers)):
         name = layer_name(i)
         specs[name] = TensorSpec("I8", (f"H{i}", f"H{i - 1}"))

@@ -145,9 +145,9 @@ def test_one_feature_that_always_brings_another() -> None:
     samples = Samples(features_of(rows, 63), labels_of(labels, 60))
     config = counted(n_labels=60, n_features=63, feature_bits=6, buckets=64)
     partition = partition_of(config)
-    plain = stored_weights(count_repetition(samples, config, partition, 0))
+    plain = stored_weights(count_repetition(samples, config, partition, 0), config)
     config = Config.from_dict({**config.to_dict(), "associations": 100, "text": None})
-    more = stored_weights(count_repetition(samples, config, partition, 0))
+    more = stored_weights(count_repetition(samples, config, partition, 0), config)
     assert {place: more[place] for place in plain} == plain
     bucket = partition.buckets(np.arange(60), 0).tolist()
     assert more.keys() - plain.keys() == {(b, bucket[label]) for label in range(0, 20, 2)}

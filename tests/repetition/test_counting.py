@@ -71,11 +71,11 @@ def plain_weights(samples: Samples, config: Config, partition: Partition, r: int
     return weights, calm * PRIOR * np.log(np.maximum(share, UNSEEN))
 
 
-def stored_weights(tensors: dict[str, Array]) -> dict[tuple[int, int], float]:
+def stored_weights(tensors: dict[str, Array], config: Config) -> dict[tuple[int, int], float]:
     """The weights of the tensors, by slot and bucket, each row's buckets checked to rise."""
     found = {}
     starts, buckets, weights = unpack(tensors)
-    for slot, row in enumerate(tensors["slots"].tolist()):
+    for slot, row in enumerate(encoder_of(config, 0, tensors).slots.tolist()):
         if row >= 0:
             entries = slice(starts[row], starts[row + 1])
             here = buckets[entries].tolist()
@@ -88,10 +88,9 @@ def check_against_plain(samples: Samples, config: Config, partition: Partition, 
     tensors = count_repetition(samples, config, partition, r)
     expected, bias = plain_weights(samples, config, partition, r)
     np.testing.assert_allclose(tensors["bias"], bias, rtol=1e-5, atol=1e-6)
-    assert [tensors[name].dtype for name in ("starts", "levels", "bias")] == [np.int64, np.float32, np.float32]
-    assert tensors["starts"][0] == 0
-    assert tensors["starts"][-1] == len(tensors["entries"])
-    found = stored_weights(tensors)
+    assert [tensors[name].dtype for name in ("levels", "bias")] == [np.float32, np.float32]
+    assert tensors["lengths"].sum() == len(tensors["entries"])
+    found = stored_weights(tensors, config)
     assert found.keys() <= expected.keys()
     for place, weight in expected.items():
         if place in found:
@@ -259,8 +258,8 @@ def test_without_what_meets_there_are_no_weights(rows: list[dict[int, float]], l
     config = counted()
     tensors = count_repetition(samples, config, partition_of(config), 0)
     assert len(tensors["entries"]) == 0
-    assert not tensors["starts"].any()
-    assert len(tensors["starts"]) == len(tensors["row_weights"]) + 1
+    assert not tensors["lengths"].any()
+    assert len(tensors["lengths"]) == tensors["repeats"].sum()
     check_against_plain(samples, config, partition_of(config), 0)
 
 
@@ -274,7 +273,7 @@ def test_what_adds_nothing_is_as_if_it_were_not_there() -> None:
         labels_of([*labels, [1]], K),
         np.array([1, 1, 1, 0], np.float32),
     )
-    one, other = (stored_weights(count_repetition(s, config, partition_of(config), 0)) for s in (samples, more))
+    one, other = (stored_weights(count_repetition(s, config, partition_of(config), 0), config) for s in (samples, more))
     assert one == other != {}
 
 
@@ -286,7 +285,7 @@ def test_the_tensors_are_scored_as_a_linear_repetition() -> None:
         rows = encoder_of(config, 0, tensors)(samples.features)
         out = np.empty((len(samples), buckets), np.float32)
         LinearScorer(tensors).logits(rows, out)
-        table = np.zeros((len(tensors["row_weights"]), buckets), np.float32)
+        table = np.zeros((len(tensors["lengths"]), buckets), np.float32)
         starts, met, weights = unpack(tensors)
         table[np.repeat(np.arange(len(table)), np.diff(starts)), met] = weights
         for i in range(0, len(samples), 37):

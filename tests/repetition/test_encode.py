@@ -11,6 +11,7 @@ from plain import by_slot, config_of, encoded, features_of, sparse_rows
 from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.encode import Encoder, Rows, encoder_of, fit_encoder, n_slots, slot_hash
+from machxc.repetition.lengths import most_slots
 from machxc.samples import Features
 
 WAYS = st.fixed_dictionaries(
@@ -190,11 +191,22 @@ def test_values_far_beyond_those_of_training_are_bounded(l2: bool) -> None:
     assert weights[2] == pytest.approx(1 if l2 else 1e3 / 1.5**0.5)
 
 
-def test_an_encoder_is_restored_from_its_tensors() -> None:
-    config = config_of(n_features=2**32, feature_bits=5, idf=True, sublinear_tf=True)
+@pytest.mark.parametrize("bits", [5, 8, 11, 17, 20])
+@pytest.mark.parametrize("l2", [True, False])
+@pytest.mark.parametrize("min_count", [1, 2, 99])
+def test_an_encoder_is_restored_from_its_tensors(bits: int, l2: bool, min_count: int) -> None:
+    """Of 50 samples, in as few bytes as its numbers need; without a row; and of very many slots, as they are."""
+    config = config_of(n_features=2**32, feature_bits=bits, idf=True, sublinear_tf=True, l2=l2, min_count=min_count)
     features = zipf(np.random.default_rng(1), 50, 2**32, 8)
-    encoder = fit_encoder(features, config, 1)
-    again = encoder_of(config, 1, {"slots": encoder.slots, "row_weights": encoder.row_weights})
+    encoder, n_slots = fit_encoder(features, config, 1), 1 << bits
+    stored = encoder.tensors()
+    many = n_slots > most_slots(len(encoder.row_weights))
+    assert many == ("slots" in stored) == ("row_slots" not in stored)
+    assert many or stored["row_slots"].dtype == np.min_scalar_type(stored["row_slots"].max(initial=0))
+    assert int(stored["repeats"].sum()) == len(encoder.row_weights)
+    again = encoder_of(config, 1, stored)
+    assert again.slots.tobytes() == encoder.slots.tobytes()
+    assert again.row_weights.tobytes() == encoder.row_weights.tobytes()
     assert same(encoder(features), again(features))
 
 

@@ -241,7 +241,7 @@ def test_the_weights_take_in_what_was_learnt() -> None:
     found = recorded(samples, config, partition, 0)
     tensors = count_repetition(samples, config, partition, 0)
     slot_of_row = {int(row): slot for slot, row in enumerate(found.encoder.slots) if row >= 0}
-    stored, bias = stored_weights(tensors), found.learnt.prior[0] * found.counts.log_shares.astype(np.float64)
+    stored, bias = stored_weights(tensors, config), found.learnt.prior[0] * found.counts.log_shares.astype(np.float64)
     counts = found.counts
     for row in range(len(counts.starts) - 1):
         for e in range(counts.starts[row], counts.starts[row + 1]):

@@ -12,6 +12,7 @@ from machxc.compiled import fast_kernel
 from machxc.config import MOST_BUCKETS
 from machxc.folder import _highest_bucket
 from machxc.repetition.bfloat import from_bfloat, to_bfloat
+from machxc.repetition.lengths import starts_of
 from machxc.repetition.stored import add_narrow, add_wide, pack, unpack
 from machxc.samples import Array, Float32
 
@@ -39,7 +40,7 @@ def scored(tensors: dict[str, Array], row: int, n_buckets: int) -> Float32:
     """0.5 + twice a row."""
     z = np.full(n_buckets, 0.5, np.float32)
     add = added_narrow if tensors["entries"].dtype == np.uint16 else added_wide
-    part = slice(tensors["starts"][row], tensors["starts"][row + 1])
+    part = slice(*starts_of(tensors["lengths"])[row : row + 2])
     add(z, np.float32(2.0), tensors["entries"][part], tensors["levels"])
     return z
 
@@ -58,7 +59,7 @@ def assert_unpacked(tensors: dict[str, Array], rows: Rows) -> None:
     assert buckets.tolist() == [bucket for row in rows for bucket in sorted(row)]
     given = np.array([row[bucket] for row in rows for bucket in sorted(row)], np.float32)
     np.testing.assert_array_equal(found, from_bfloat(to_bfloat(given)))
-    assert _highest_bucket(tensors["starts"], tensors["entries"]) == max((max(r) for r in rows if r), default=-1)
+    assert _highest_bucket(tensors["lengths"], tensors["entries"]) == max((max(r) for r in rows if r), default=-1)
 
 
 @given(st.sampled_from([1, 2, 255, 256, 257, 511, 70_000]).flatmap(rows_below))

@@ -73,7 +73,9 @@ def test_all_in_one_call_are_those_one_after_the_other(
 
 def plainly(encoder: Encoder, scorer: LinearScorer, features: Features, config: Config) -> Any:
     """The logits of one repetition, in float64, from what the encoder has been tested to give."""
-    starts, columns, weights = unpack({"starts": scorer.starts, "entries": scorer.entries, "levels": scorer.levels})
+    starts, columns, weights = unpack(
+        {"lengths": np.diff(scorer.starts), "entries": scorer.entries, "levels": scorer.levels}
+    )
     table = np.zeros((len(starts) - 1, config.buckets))
     table[np.repeat(np.arange(len(table)), np.diff(starts)), columns] = weights
     given = encoder(features)
@@ -95,7 +97,7 @@ def test_it_is_for_several_repetitions_with_few_narrow_entries(monkeypatch: pyte
     assert fits(scorers)
     assert not fits(scorers[:1])
     assert not fits([*scorers, object()])
-    wide = LinearScorer({"starts": np.zeros(1, np.int64), "entries": np.zeros(0, np.uint32),
+    wide = LinearScorer({"lengths": np.zeros(0, np.uint8), "entries": np.zeros(0, np.uint32),
                          "levels": scorers[0].levels, "bias": scorers[0].bias})  # fmt: skip
     assert not fits([*scorers, wide])
     monkeypatch.setattr("machxc.repetition.together.MOST_ENTRIES", 3)

@@ -22,7 +22,7 @@ import numpy as np
 
 from machxc.config import Config
 from machxc.repetition.deep import DeepLearner
-from machxc.repetition.encode import Encoder, encoder_of
+from machxc.repetition.encode import Encoder, encoder_with
 from machxc.repetition.linear import LinearLearner
 from machxc.repetition.network import NetworkLearner
 from machxc.samples import Array, Float32, UInt32
@@ -31,7 +31,7 @@ log = logging.getLogger("machxc.repetition")
 
 INTERVAL = 60.0  # seconds from one checkpoint to the next, when nothing else is asked
 _SHARE = 20  # writing takes at most one part in so many of the time: a slow disk has fewer checkpoints
-_VERSION = 2  # 1: a linear repetition's weights in 32 bits
+_VERSION = 3  # 1: a linear repetition's weights in 32 bits; 2: what was best had starts
 
 Learner = LinearLearner | NetworkLearner | DeepLearner
 Tensors = Mapping[str, Array]
@@ -127,7 +127,7 @@ def _unpacked(tensors: Tensors, config: Config, r: int, digest: bytes, *, whole:
         raise ValueError("it belongs to another repetition, or is of another version")
     if not np.array_equal(tensors["checksum"], _checksum(kept)):
         raise ValueError("it is damaged")
-    encoder = encoder_of(config, r, {name: np.array(kept[name]) for name in ("slots", "row_weights")})
+    encoder = encoder_with(config, r, np.array(kept["slots"]), np.array(kept["row_weights"]))
     learner = _restored(kept, config, r, len(encoder.row_weights), whole=whole)
     best = {name.removeprefix("best."): np.array(array) for name, array in kept.items() if name.startswith("best.")}
     epoch, start, since_best = map(int, kept["position"])

@@ -90,7 +90,7 @@ def count_repetition(
     bits = to_bfloat(weights)
     del weights
     table = pack(starts, entries, bits)
-    return {"slots": encoder.slots, "row_weights": encoder.row_weights, **table, "bias": calm * bias}
+    return {**encoder.tensors(), **table, "bias": calm * bias}
 
 
 def _merged(

@@ -18,6 +18,7 @@ from machxc.compiled import fast_kernel, inline, kernel, prefetch
 from machxc.config import Config
 from machxc.repetition import random
 from machxc.repetition.arithmetic import LARGEST_WEIGHT
+from machxc.repetition.lengths import most_slots, narrowed
 from machxc.repetition.random import draw
 from machxc.samples import Array, Features, Float32, Int64, UInt32, frozen
 
@@ -53,6 +54,21 @@ class Encoder:
     row_weights: Float32
     sublinear_tf: bool
     l2: bool
+
+    def tensors(self) -> dict[str, Array]:
+        """What is stored of it: the slot of each row (of many slots to few rows, the row of each slot), and weights.
+
+        ``row_slots``, ``row_weights`` and ``repeats``: neighbours of one weight have it once, and how many they are.
+        """
+        n_rows = len(self.row_weights)
+        firsts = np.flatnonzero(np.diff(self.row_weights, prepend=np.float32(np.nan)) != 0)
+        weights = {"row_weights": self.row_weights[firsts], "repeats": narrowed(np.diff(firsts, append=n_rows))}
+        if len(self.slots) > most_slots(n_rows):
+            return {"slots": self.slots, **weights}
+        used = np.flatnonzero(self.slots >= 0)
+        row_slots = np.empty(n_rows, np.int64)
+        row_slots[self.slots[used]] = used
+        return {"row_slots": narrowed(row_slots), **weights}
 
     def __call__(
         self, features: Features, order: Int64 | None = None, dropout: float = 0.0, state: np.uint64 = NO_DRAWS
@@ -127,9 +143,18 @@ def _row_weights(counts: UInt32, squares: Array, kept: Array, n: int, config: Co
 
 
 def encoder_of(config: Config, r: int, tensors: dict[str, Array]) -> Encoder:
-    """The encoder of a trained repetition."""
-    slots, row_weights = frozen(tensors["slots"]), frozen(tensors["row_weights"])
-    return Encoder(*slot_hash(config, r), slots, row_weights, config.sublinear_tf, config.l2)
+    """The encoder of a trained repetition, from what is stored of it."""
+    row_weights = np.repeat(tensors["row_weights"], tensors["repeats"])
+    if "slots" in tensors:
+        return encoder_with(config, r, tensors["slots"], row_weights)
+    slots = np.full(n_slots(config), -1, np.int32)
+    slots[tensors["row_slots"]] = np.arange(len(row_weights), dtype=np.int32)
+    return encoder_with(config, r, slots, row_weights)
+
+
+def encoder_with(config: Config, r: int, slots: Int32, row_weights: Float32) -> Encoder:
+    """The encoder of repetition r with these rows."""
+    return Encoder(*slot_hash(config, r), frozen(slots), frozen(row_weights), config.sublinear_tf, config.l2)
 
 
 @inline

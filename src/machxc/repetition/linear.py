@@ -24,6 +24,7 @@ from machxc.repetition.arithmetic import (
 )
 from machxc.repetition.bfloat import add_bfloats, bfloat, fetch_row, fill_noise, step_bfloats, to_bfloat, turn_of
 from machxc.repetition.encode import Rows
+from machxc.repetition.lengths import starts_of
 from machxc.repetition.random import draw
 from machxc.repetition.stored import Entries, add_narrow, add_wide, pack
 from machxc.repetition.targets import Targets
@@ -112,7 +113,7 @@ class LinearScorer:
     """A trained linear repetition: scores from its stored, possibly memory-mapped, tensors."""
 
     def __init__(self, tensors: dict[str, Array]) -> None:
-        self.starts: Int64 = frozen(tensors["starts"])
+        self.starts: Int64 = frozen(starts_of(tensors["lengths"]))
         self.entries: Entries = frozen(tensors["entries"])
         self.levels: Float32 = frozen(tensors["levels"])
         self.bias: Float32 = frozen(tensors["bias"])

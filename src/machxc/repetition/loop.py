@@ -65,7 +65,7 @@ def train_repetition(
             tell((config.epochs - state.epoch) * len(order))
             break
     tensors = state.learner.tensors() if state.best is None else state.best
-    return {"slots": state.encoder.slots, "row_weights": state.encoder.row_weights, **tensors}
+    return {**state.encoder.tensors(), **tensors}
 
 
 def _nobody(n: int) -> None:

@@ -10,6 +10,7 @@ An entry is one number. Its lowest 8 bits say what it weighs, those above where 
 
 Entries are narrow where that takes less room: unless rows have few entries among very many buckets. Whoever makes a
 repetition calls `pack`, whoever wants its weights back `unpack`; scorers read entries as they are, from a memory map.
+Of each row its length is stored, in 1, 2 or 4 bytes: where rows start follows (`starts_of`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from machxc.compiled import inline, kernel
 from machxc.config import LEVELS
 from machxc.repetition.arithmetic import UInt16
 from machxc.repetition.bfloat import from_bfloat
+from machxc.repetition.lengths import narrowed, starts_of
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 _FURTHEST = 255  # from one narrow entry to the next
@@ -33,7 +35,7 @@ _UInt8 = npt.NDArray[np.uint8]
 
 
 def pack(starts: Int64, buckets: UInt16 | UInt32, weights: UInt16) -> dict[str, Array]:
-    """Rows of weights as they are stored: the tensors ``starts``, ``entries`` and ``levels`` by name.
+    """Rows of weights as they are stored: the tensors ``lengths``, ``entries`` and ``levels`` by name.
 
     Row i has the weights starts[i] to starts[i + 1] (int64 [rows + 1]), in rising order of their ``buckets`` (below
     2**24); ``weights`` are the bits of finite bfloat16 numbers (see `to_bfloat`). Each becomes the level nearest to it.
@@ -46,15 +48,15 @@ def pack(starts: Int64, buckets: UInt16 | UInt32, weights: UInt16) -> dict[str, 
     if narrow_starts[-1] > 2 * len(buckets):
         wide = np.empty(len(buckets), np.uint32)
         _fill_wide(buckets, weights, codes, wide)
-        return {"starts": starts.copy(), "entries": wide, "levels": levels}
+        return {"lengths": narrowed(np.diff(starts)), "entries": wide, "levels": levels}
     narrow = np.empty(int(narrow_starts[-1]), np.uint16)
     _fill_narrow(starts, buckets, weights, codes, narrow)
-    return {"starts": narrow_starts, "entries": narrow, "levels": levels}
+    return {"lengths": narrowed(np.diff(narrow_starts)), "entries": narrow, "levels": levels}
 
 
 def unpack(tensors: Mapping[str, Array]) -> tuple[Int64, UInt32, Float32]:
     """The rows of stored weights: starts int64 [rows + 1], buckets uint32 and weights float32, one for each kept."""
-    starts, entries = tensors["starts"], tensors["entries"]
+    starts, entries = starts_of(tensors["lengths"]), tensors["entries"]
     buckets, unpacked_starts = np.empty(len(entries), np.uint32), np.empty_like(starts)
     kept = np.empty(len(entries), np.int64)
     n = _unpack(frozen(starts), frozen(entries), entries.dtype == np.uint16, unpacked_starts, buckets, kept)

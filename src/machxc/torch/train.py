@@ -98,8 +98,7 @@ def _train_together(work: _Work, states: dict[int, State | None]) -> None:
         raise _no_memory(work) from error
     for i, state in enumerate(training.states):
         tensors = training.group.tensors(i) if state.best is None else state.best
-        encoder = {"slots": state.encoder.slots, "row_weights": state.encoder.row_weights}
-        work.store(training.numbers[i], {**encoder, **tensors})
+        work.store(training.numbers[i], {**state.encoder.tensors(), **tensors})
 
 
 def _train_halves(work: _Work, states: dict[int, State | None]) -> None:
