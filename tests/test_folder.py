@@ -253,6 +253,29 @@ def test_check_repetition_accepts_rows_that_are_empty_or_full(lengths: list[int]
     check_repetition(config_of(), sparse(lengths, sum(lengths)))
 
 
+def test_dense_rows_have_a_bit_for_each_of_their_entries() -> None:
+    """Of a bucket below B, which is at most 256."""
+    config, tensors = config_of(buckets=250), tensors_of(config_of(buckets=250))
+    for name in ("lengths", "entries"):
+        del tensors[name]
+    present = np.zeros((4, 32), np.uint8)
+    present[1, [0, 31]] = 0b1000_0001, 0b0000_0010
+    tensors |= {"present": present, "codes": np.array([1, 0, 255], np.uint8)}
+    check_repetition(config, tensors)
+    for changed, message in (
+        ({"codes": np.zeros(2, np.uint8)}, "expected 2 bits of buckets below 250, at most 256, got 3"),
+        ({"present": present[:, :31]}, r"'present' to be uint8 \[4, 32\], got uint8 \[4, 31\]"),
+        ({"present": present << 1}, "'present': expected 3 bits of buckets below 250"),
+        ({"present": np.roll(present, 6) << 2}, "'present': expected 3 bits of buckets below 250"),
+        ({"lengths": np.zeros(4, np.uint8)}, "expected the tensors"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            check_repetition(config, {**tensors, **changed})
+    many = {**tensors, "bias": np.zeros(264, np.float32), "present": np.pad(present, [(0, 0), (0, 1)])}
+    with pytest.raises(ModelError, match="expected 3 bits of buckets below 264, at most 256, got 3"):
+        check_repetition(config_of(buckets=264), many)
+
+
 def test_many_slots_of_few_rows_are_stored_one_by_one() -> None:
     """Or a file of some bytes would ask for 16 GB."""
     config = config_of(feature_bits=13)

@@ -8,7 +8,7 @@ import os
 import resource
 from dataclasses import dataclass
 
-from machxc.config import Config
+from machxc.config import LEVELS, Config
 from machxc.facts import Facts
 from machxc.repetition.chunks import (
     BAND,
@@ -22,6 +22,7 @@ from machxc.repetition.chunks import (
     WINDOW_BYTES,
 )
 from machxc.repetition.lengths import most_slots
+from machxc.repetition.lengths import MOST_DENSE, most_slots
 
 RUNTIME = 150 << 20  # the interpreter, NumPy, Numba and its compiled kernels
 # weights stored for each meeting of a feature and a bucket, measured where those nearer to 0 than 0.3 are pruned
@@ -109,7 +110,8 @@ def _learnt(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, i
     weights = rows * width + output + 4 * config.buckets if config.hidden else _entries(config, rows, kept)
     stored = _of_rows(config, slots, rows) + weights
     repetition = _weight(config) * rows * width + 4 * output + 16 * rows + _beside(config, facts, stored, kept)
-    return stored, repetition, config.repetitions * (4 * output + _in_memory(slots, rows))
+    entries = 0 if config.hidden or kept > MOST_DENSE else 2 * kept  # dense ones are made narrow
+    return stored, repetition, config.repetitions * (4 * output + _in_memory(slots, rows) + entries)
 
 
 def behind_table(config: Config) -> int:
@@ -119,14 +121,16 @@ def behind_table(config: Config) -> int:
 
 
 def _entries(config: Config, rows: int, kept: int) -> int:
-    """Bytes of the weights that are kept, in narrow entries, and those in between, or in wide ones (see stored.py).
+    """Bytes of the weights that are kept, dense, in narrow entries, and those in between, or in wide ones (stored.py).
 
     Between buckets that are drawn at random the steps are geometric: a share of exp(-255 / mean) is above 255, and of
     these as many above 510.
     """
     mean_step = config.buckets * rows / max(1, kept)
     between = 1.0 / math.expm1(min(500.0, 255.0 / mean_step)) if mean_step else 0.0
-    return int(min(4.0, 2.0 + 2.0 * between) * kept)
+    apart = int(min(4.0, 2.0 + 2.0 * between) * kept)
+    dense = config.buckets <= LEVELS and kept <= MOST_DENSE and config.learner != "counts"
+    return min(apart, rows * -(-config.buckets // 8) + kept) if dense else apart
 
 
 def _weight(config: Config) -> int:

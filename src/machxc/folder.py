@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from machxc.config import Config
+from machxc.config import LEVELS, Config
 from machxc.errors import ModelError, OutputError
 from machxc.files import (
     check_target,
@@ -68,6 +68,7 @@ CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "part
 _REPETITION = re.compile(r"repetition-([0-9]{5})\.safetensors")
 _MAX_JSON = 5 << 19  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text takes 80 MB
 _BLOCK = 1 << 17  # entries checked in one step, or a row of more
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)  # bits of a byte
 _ATTEMPTS = 10  # how often loading begins again when the folder is replaced meanwhile
 
 _T = TypeVar("_T")
@@ -316,10 +317,22 @@ def _check_tensors(where: str, kind: str, config: Config, tensors: Mapping[str, 
     check_tensors(where, specs_of(config, kind, tensors), tensors, sizes)
     if "row_slots" in tensors and sizes["F"] > most_slots(n_rows := len(tensors["row_slots"])):
         raise ModelError(f"{where}: expected the rows of {sizes['F']} slots ('slots'), got the slots of {n_rows} rows")
+    if kind == "dense":
+        _check_dense(where, config.buckets, tensors["present"], len(tensors["codes"]))
     if kind not in ("linear", "wide"):
         return
     if (highest := _highest_bucket(tensors["lengths"], tensors["entries"])) >= config.buckets:
         raise ModelError(f"{where}: 'entries': expected buckets below {config.buckets}, got {highest}")
+
+
+def _check_dense(where: str, n_buckets: int, present: Array, n_entries: int) -> None:
+    """ModelError unless the bits are of buckets below B, which narrow entries have room for, and as many as entries."""
+    found = sum(int(_ONES[present[i : i + _BLOCK]].sum(dtype=np.int64)) for i in range(0, len(present), _BLOCK))
+    beyond = present[:, -1] >> (n_buckets - 8 * (present.shape[1] - 1))
+    if n_buckets > LEVELS or beyond.any() or found != n_entries:
+        raise ModelError(
+            f"{where}: 'present': expected {n_entries} bits of buckets below {n_buckets}, at most {LEVELS}, got {found}"
+        )
 
 
 def _highest_bucket(lengths: Array, entries: Array) -> int:
@@ -404,9 +417,11 @@ def _is_ours(name: str) -> bool:
 
 
 def _kind(config: Config, tensors: Mapping[str, Array]) -> str:
-    """The kind of a repetition; a linear one's entries are narrow or wide, whichever took less room."""
+    """The kind of a repetition; a linear one's entries are dense, narrow or wide, whichever took less room."""
     if config.hidden:
         return "hidden"
+    if "present" in tensors:
+        return "dense"
     return "wide" if "entries" in tensors and tensors["entries"].dtype == np.uint32 else "linear"
 
 

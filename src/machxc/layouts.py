@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 from machxc.config import LEVELS, Config, layer_name
 from machxc.formats import TensorSpec
 
-# kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, H0, H1,
-# ... units of each hidden layer, Hn of the last, K labels, R repetitions, L levels (256); rows, runs of rows of one
-# weight, and entries are free. Integers of three types take the fewest bytes that have room for the largest.
+# kind of file -> its tensors. Another kind of repetition is one more entry. Sizes: F feature slots, B buckets, P bytes
+# with a bit a bucket, H0, H1, ... units of each hidden layer, Hn of the last, K labels, R repetitions, L levels (256);
+# rows, runs of rows of one weight, and entries are free. Integers of three types take the fewest bytes that have room
+# for the largest.
 _UNSIGNED = "U8|U16|U32"
 _ROWS = {
     "row_slots": TensorSpec(_UNSIGNED, ("rows",), below="F"),  # the slot of each row, or, where slots are many:
@@ -28,6 +29,14 @@ _LINEAR = {
 }
 TENSORS: dict[str, dict[str, TensorSpec]] = {
     "linear": _LINEAR,
+    # few buckets, and many of them in each row: which are is a bit each, the least significant first
+    "dense": {
+        "present": TensorSpec("U8", ("rows", "P")),
+        "codes": TensorSpec("U8", ("entries",)),
+        "levels": TensorSpec("F32", ("L",)),
+        "bias": TensorSpec("F32", ("B",)),
+        **_ROWS,
+    },
     "wide": _LINEAR | {"entries": TensorSpec("U32", ("entries",))},
     "hidden": {
         "table": TensorSpec("I8", ("rows", "H0")),  # times the scale of its row
@@ -64,6 +73,13 @@ def specs_of(config: Config, kind: str, names: Collection[str] = ()) -> Mapping[
 def sizes_of(config: Config) -> dict[str, int]:
     """The numbers behind the symbols in shapes that follow from ``config``."""
     slots = min(config.n_features, 2**config.feature_bits)
-    sizes = {"F": slots, "B": config.buckets, "K": config.n_labels, "R": config.repetitions, "L": LEVELS}
+    sizes = {
+        "F": slots,
+        "B": config.buckets,
+        "P": -(-config.buckets // 8),
+        "K": config.n_labels,
+        "R": config.repetitions,
+        "L": LEVELS,
+    }
     sizes |= {f"H{i}": width for i, width in enumerate(config.layers)}
     return sizes | ({"Hn": config.layers[-1]} if config.layers else {})

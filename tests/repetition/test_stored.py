@@ -13,7 +13,7 @@ from machxc.config import MOST_BUCKETS
 from machxc.folder import _highest_bucket
 from machxc.repetition.bfloat import from_bfloat, to_bfloat
 from machxc.repetition.lengths import starts_of
-from machxc.repetition.stored import add_narrow, add_wide, pack, unpack
+from machxc.repetition.stored import add_narrow, add_wide, pack, rows_of, unpack
 from machxc.samples import Array, Float32
 
 Rows = list[dict[int, float]]
@@ -60,6 +60,27 @@ def assert_unpacked(tensors: dict[str, Array], rows: Rows) -> None:
     given = np.array([row[bucket] for row in rows for bucket in sorted(row)], np.float32)
     np.testing.assert_array_equal(found, from_bfloat(to_bfloat(given)))
     assert _highest_bucket(tensors["lengths"], tensors["entries"]) == max((max(r) for r in rows if r), default=-1)
+
+
+@given(st.sampled_from([1, 2, 7, 8, 9, 250, 256, 257]), st.data())
+@settings(deadline=None, max_examples=200)
+def test_buckets_that_many_rows_have_are_a_bit_each_and_read_as_steps(n_buckets: int, data: st.DataObject) -> None:
+    """Where that takes fewer bytes, and buckets are at most 256: the entries are the same."""
+    kept = st.sets(st.integers(0, n_buckets - 1), min_size=0, max_size=n_buckets)
+    rows = [
+        {bucket: float(1 + bucket % 50) for bucket in row}
+        for row in data.draw(st.lists(kept | st.just(set(range(n_buckets))), max_size=6))
+    ]
+    apart, n = packed(rows), sum(map(len, rows))
+    buckets = np.array([bucket for row in rows for bucket in sorted(row)], np.uint16)
+    weights = np.array([row[bucket] for row in rows for bucket in sorted(row)], np.float32)
+    tensors = pack(np.cumsum([0, *map(len, rows)], dtype=np.int64), buckets, to_bfloat(weights), n_buckets)
+    fewer = len(rows) * -(-n_buckets // 8) < n
+    assert ("present" in tensors) == (n_buckets <= 256 and fewer)
+    for read in (rows_of, unpack):
+        found: tuple[Array, ...] = read(tensors)
+        expected: tuple[Array, ...] = read(apart)
+        assert [(x.dtype, x.tolist()) for x in found] == [(x.dtype, x.tolist()) for x in expected]
 
 
 @given(st.sampled_from([1, 2, 255, 256, 257, 511, 70_000]).flatmap(rows_below))

@@ -6,6 +6,8 @@ import numpy as np
 
 from machxc.samples import Array, Int64
 
+MOST_DENSE = 1 << 22  # entries of a repetition that are stored dense, and made narrow when it answers: 8 MB
+
 
 def narrowed(numbers: Array) -> Array:
     """Integers from 0 to 2**32 - 1 in the fewest bytes that have room for the largest: uint8, uint16 or uint32."""

@@ -24,9 +24,8 @@ from machxc.repetition.arithmetic import (
 )
 from machxc.repetition.bfloat import add_bfloats, bfloat, fetch_row, fill_noise, step_bfloats, to_bfloat, turn_of
 from machxc.repetition.encode import Rows
-from machxc.repetition.lengths import starts_of
 from machxc.repetition.random import draw
-from machxc.repetition.stored import Entries, add_narrow, add_wide, pack
+from machxc.repetition.stored import Entries, add_narrow, add_wide, pack, rows_of
 from machxc.repetition.targets import Targets
 from machxc.samples import Array, Float32, Int64, frozen
 
@@ -106,15 +105,16 @@ class LinearLearner:
         _count_kept(table, self.prune, starts)
         buckets, weights = (np.empty(int(starts[-1]), np.uint16) for _ in range(2))
         _gather_kept(table, self.prune, starts, buckets, weights)
-        return {**pack(starts, buckets, weights), "bias": self.bias.copy()}
+        return {**pack(starts, buckets, weights, table.shape[1]), "bias": self.bias.copy()}
 
 
 class LinearScorer:
     """A trained linear repetition: scores from its stored, possibly memory-mapped, tensors."""
 
     def __init__(self, tensors: dict[str, Array]) -> None:
-        self.starts: Int64 = frozen(starts_of(tensors["lengths"]))
-        self.entries: Entries = frozen(tensors["entries"])
+        starts, entries = rows_of(tensors)
+        self.starts: Int64 = frozen(starts)
+        self.entries: Entries = frozen(entries)
         self.levels: Float32 = frozen(tensors["levels"])
         self.bias: Float32 = frozen(tensors["bias"])
         self._no_table: Float32 = np.empty((0, len(self.bias)), np.float32)

@@ -10,7 +10,8 @@ An entry is one number. Its lowest 8 bits say what it weighs, those above where 
 
 Entries are narrow where that takes less room: unless rows have few entries among very many buckets. Whoever makes a
 repetition calls `pack`, whoever wants its weights back `unpack`; scorers read entries as they are, from a memory map.
-Of each row its length is stored, in 1, 2 or 4 bytes: where rows start follows (`starts_of`).
+Of each row its length is stored, in 1, 2 or 4 bytes: where rows start follows (`starts_of`). Of few buckets that are
+in many rows, a bit a bucket and row says which are, instead of lengths and steps: `rows_of` makes narrow entries of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from machxc.compiled import inline, kernel
 from machxc.config import LEVELS
 from machxc.repetition.arithmetic import UInt16
 from machxc.repetition.bfloat import from_bfloat
-from machxc.repetition.lengths import narrowed, starts_of
+from machxc.repetition.lengths import MOST_DENSE, narrowed, starts_of
 from machxc.samples import Array, Float32, Int64, UInt32, frozen
 
 _FURTHEST = 255  # from one narrow entry to the next
@@ -34,8 +35,11 @@ Entries = UInt16 | UInt32
 _UInt8 = npt.NDArray[np.uint8]
 
 
-def pack(starts: Int64, buckets: UInt16 | UInt32, weights: UInt16) -> dict[str, Array]:
+def pack(starts: Int64, buckets: UInt16 | UInt32, weights: UInt16, n_buckets: int | None = None) -> dict[str, Array]:
     """Rows of weights as they are stored: the tensors ``lengths``, ``entries`` and ``levels`` by name.
+
+    Given B (``n_buckets``), where that takes less room: ``present`` uint8 [rows, ceil(B / 8)], bits (the least
+    significant first), ``codes`` uint8, the levels of those that are, and ``levels``.
 
     Row i has the weights starts[i] to starts[i + 1] (int64 [rows + 1]), in rising order of their ``buckets`` (below
     2**24); ``weights`` are the bits of finite bfloat16 numbers (see `to_bfloat`). Each becomes the level nearest to it.
@@ -43,6 +47,10 @@ def pack(starts: Int64, buckets: UInt16 | UInt32, weights: UInt16) -> dict[str, 
     times = np.zeros(1 << 16, np.int64)
     _count_times(weights, times)
     levels, codes = _levels(times)
+    if n_buckets is not None and _is_dense(len(starts) - 1, len(buckets), n_buckets):
+        table = np.zeros((len(starts) - 1, n_buckets), np.bool_)
+        table[np.repeat(np.arange(len(table)), np.diff(starts)), buckets] = True
+        return {"present": np.packbits(table, axis=1, bitorder="little"), "codes": codes[weights], "levels": levels}
     narrow_starts = np.zeros_like(starts)
     _count_narrow(starts, buckets, narrow_starts)
     if narrow_starts[-1] > 2 * len(buckets):
@@ -56,12 +64,30 @@ def pack(starts: Int64, buckets: UInt16 | UInt32, weights: UInt16) -> dict[str, 
 
 def unpack(tensors: Mapping[str, Array]) -> tuple[Int64, UInt32, Float32]:
     """The rows of stored weights: starts int64 [rows + 1], buckets uint32 and weights float32, one for each kept."""
-    starts, entries = starts_of(tensors["lengths"]), tensors["entries"]
+    starts, entries = rows_of(tensors)
     buckets, unpacked_starts = np.empty(len(entries), np.uint32), np.empty_like(starts)
     kept = np.empty(len(entries), np.int64)
     n = _unpack(frozen(starts), frozen(entries), entries.dtype == np.uint16, unpacked_starts, buckets, kept)
     weights: Float32 = tensors["levels"][entries[kept[:n]] & (LEVELS - 1)]
     return unpacked_starts, buckets[:n], weights
+
+
+def rows_of(tensors: Mapping[str, Array]) -> tuple[Int64, Entries]:
+    """Where the rows of stored weights start, int64 [rows + 1], and their entries, as scorers read them."""
+    if "present" not in tensors:
+        return starts_of(tensors["lengths"]), tensors["entries"]
+    bits = np.unpackbits(tensors["present"], axis=1, bitorder="little")
+    starts = starts_of(np.count_nonzero(bits, axis=1))
+    buckets = np.flatnonzero(bits) % max(1, bits.shape[1])
+    steps = np.diff(buckets, prepend=0)
+    firsts = starts[:-1][starts[1:] > starts[:-1]]
+    steps[firsts] = buckets[firsts]
+    return starts, (steps * LEVELS + tensors["codes"]).astype(np.uint16)
+
+
+def _is_dense(n_rows: int, n_entries: int, n_buckets: int) -> bool:
+    """Whether a bit a bucket and row takes less room than a step an entry; few entries, as they will be in memory."""
+    return n_buckets <= 1 + _FURTHEST and n_rows * -(-n_buckets // 8) < n_entries <= MOST_DENSE
 
 
 def _levels(times: Int64) -> tuple[Float32, _UInt8]:
