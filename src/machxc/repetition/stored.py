@@ -76,13 +76,15 @@ def rows_of(tensors: Mapping[str, Array]) -> tuple[Int64, Entries]:
     """Where the rows of stored weights start, int64 [rows + 1], and their entries, as scorers read them."""
     if "present" not in tensors:
         return starts_of(tensors["lengths"]), tensors["entries"]
-    bits = np.unpackbits(tensors["present"], axis=1, bitorder="little")
-    starts = starts_of(np.count_nonzero(bits, axis=1))
-    buckets = np.flatnonzero(bits) % max(1, bits.shape[1])
-    steps = np.diff(buckets, prepend=0)
-    firsts = starts[:-1][starts[1:] > starts[:-1]]
-    steps[firsts] = buckets[firsts]
-    return starts, (steps * LEVELS + tensors["codes"]).astype(np.uint16)
+    bits = np.unpackbits(tensors["present"], axis=1, bitorder="little").view(np.bool_)
+    starts = starts_of(bits.sum(axis=1))
+    places = np.flatnonzero(bits)
+    entries = np.diff(places, prepend=0).astype(np.uint16)
+    (some,) = np.nonzero(starts[1:] > starts[:-1])  # rows: their first steps are from 0
+    entries[starts[some]] = places[starts[some]] - some * bits.shape[1]
+    entries <<= 8
+    entries |= tensors["codes"]
+    return starts, entries
 
 
 def _is_dense(n_rows: int, n_entries: int, n_buckets: int) -> bool:
