@@ -160,7 +160,8 @@ def pruned(tensors: _Tensors, prune: float) -> _Tensors:
     starts, buckets, weights = unpack(tensors)
     kept = np.abs(weights) > prune
     before = np.concatenate([[0], np.cumsum(kept)])
-    return {**tensors, **pack(before[starts], buckets[kept], to_bfloat(weights[kept]))}
+    rest = {name: array for name, array in tensors.items() if name not in ("present", "codes", "lengths", "entries")}
+    return {**rest, **pack(before[starts], buckets[kept], to_bfloat(weights[kept]), len(tensors["bias"]))}
 
 
 def numbers(most: int) -> list[int]:
