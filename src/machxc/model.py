@@ -268,7 +268,10 @@ class Model:
     @cached_property
     def _scorers(self) -> list[tuple[Encoder, Scorer]]:
         tensors: Mapping[int, dict[str, Array]] = self._data.repetitions
-        return [(encoder_of(self.config, r, tensors[r]), scorer_of(self.config, tensors[r])) for r in self._numbers]
+        try:
+            return [(encoder_of(self.config, r, tensors[r]), scorer_of(self.config, tensors[r])) for r in self._numbers]
+        finally:  # what was made of a file that was cut is worth nothing, or could not be made
+            self._check_files()
 
     @cached_property
     def _together(self) -> Together | None:
