@@ -21,7 +21,6 @@ from machxc.repetition.chunks import (
     WINDOW,
     WINDOW_BYTES,
 )
-from machxc.repetition.lengths import most_slots
 from machxc.repetition.lengths import MOST_DENSE, most_slots
 
 RUNTIME = 150 << 20  # the interpreter, NumPy, Numba and its compiled kernels
@@ -150,7 +149,7 @@ def _counted(config: Config, facts: Facts, slots: int, rows: int) -> tuple[int, 
     if added:
         beside += 8 * added + max(_shown(config, facts, rows), 4 * (entries + added))
     repetition = 8 * entries + 20 * rows + 4 * slots + 16 * config.buckets + pairs + beside
-    return stored, repetition, config.repetitions * (4 * config.buckets + _in_memory(slots, rows))
+    return stored, repetition, 4 * config.buckets + config.repetitions * _in_memory(slots, rows)
 
 
 def _of_rows(config: Config, slots: int, rows: int) -> int:
