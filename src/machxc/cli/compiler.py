@@ -37,7 +37,7 @@ from machxc.repetition.encode import fit_encoder, n_slots
 from machxc.samples import Array, Features, Labels, Samples
 
 _MOST_LABELS = 1 << 20  # more of them need the same kernels, and memory
-_SEVERAL = 16  # queries
+_SEVERAL = 100  # queries: more than `Model` answers as it does one
 
 
 def main() -> None:
@@ -89,8 +89,8 @@ def usual_config() -> Config:
 def untrained(config: Config) -> Model:
     """A model whose repetitions are one and the same, of a single row of weights: all features are in that."""
     config = replace(config, n_labels=min(config.n_labels, _MOST_LABELS))
-    slots = {"slots": np.zeros(n_slots(config), np.int32), "row_weights": np.ones(1, np.float32)}
-    tensors = {**slots, **_weights(config)}
+    tensors: dict[str, Array] = {"slots": np.zeros(n_slots(config), np.int32), **_weights(config)}
+    tensors |= {"row_weights": np.ones(1, np.float32), "repeats": np.ones(1, np.uint8)}
     counts = LabelCounts.dense(np.ones(config.n_labels))
     repetitions = dict.fromkeys(range(config.repetitions), tensors)
     return Model(ModelData(config, LabelNames.ids(config.n_labels), counts, 1, repetitions))
@@ -106,7 +106,7 @@ def _weights(config: Config) -> dict[str, Array]:
     if config.learner != "counts":
         return learner_of(config, 0, 1, bias).tensors()
     entries, levels = np.empty(0, np.uint32), np.zeros(LEVELS, np.float32)
-    return {"starts": np.zeros(2, np.int64), "entries": entries, "levels": levels, "bias": bias}
+    return {"lengths": np.zeros(1, np.uint8), "entries": entries, "levels": levels, "bias": bias}
 
 
 def _labels(names: list[str]) -> tuple[Labels, LabelNames]:
