@@ -39,7 +39,7 @@ def config_of(**changed: Any) -> Config:
     return Config(**{**FACTS, **changed})
 
 
-def tensors_of(config: Config, r: int = 0, rows: int = 4) -> dict[str, npt.NDArray[Any]]:
+def tensors_of(config: Config, r: int = 0, rows: int = 4, *, dense: bool = False) -> dict[str, npt.NDArray[Any]]:
     """Random tensors of one repetition, of the shapes that `machxc.folder` documents."""
     random = np.random.default_rng([config.seed, r])
     slots = min(config.n_features, 2**config.feature_bits)
@@ -48,7 +48,7 @@ def tensors_of(config: Config, r: int = 0, rows: int = 4) -> dict[str, npt.NDArr
         "row_weights": random.random(rows, np.float32),
         "repeats": np.ones(rows, np.uint8),
         "bias": random.random(config.buckets, np.float32),
-        **(hidden_tensors if config.hidden else linear_tensors)(config, rows, random),
+        **(hidden_tensors(config, rows, random) if config.hidden else linear_tensors(config, rows, random, dense)),
     }
 
 
@@ -67,7 +67,9 @@ def hidden_tensors(config: Config, rows: int, random: np.random.Generator) -> di
     return tensors
 
 
-def linear_tensors(config: Config, rows: int, random: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+def linear_tensors(
+    config: Config, rows: int, random: np.random.Generator, dense: bool = False
+) -> dict[str, npt.NDArray[Any]]:
     """Each row has other buckets, about half of them, or a few of many; the second is empty, the third has the most."""
     share = 0.5 if config.buckets < 1000 else 9 / config.buckets
     kept = random.random((rows, config.buckets)) < share
@@ -75,11 +77,14 @@ def linear_tensors(config: Config, rows: int, random: np.random.Generator) -> di
     starts = np.zeros(rows + 1, np.int64)
     np.cumsum(kept.sum(axis=1), out=starts[1:])
     weights = random.standard_normal(int(starts[-1])).astype(np.float32)
-    return pack(starts, np.nonzero(kept)[1].astype(np.uint32), to_bfloat(weights))
+    n_buckets = config.buckets if dense else None
+    return pack(starts, np.nonzero(kept)[1].astype(np.uint32), to_bfloat(weights), n_buckets)
 
 
-def tiny(names: LabelNames = NAMES, *, partition: bool = False, rows: int = 4, **changed: Any) -> ModelData:
-    """A model of a few kilobytes; ``seed`` changes its numbers."""
+def tiny(
+    names: LabelNames = NAMES, *, partition: bool = False, rows: int = 4, dense: bool = False, **changed: Any
+) -> ModelData:
+    """A model of a few kilobytes; ``seed`` changes its numbers; ``dense``: its weights are stored so."""
     config = config_of(n_labels=len(names), **changed)
     random = np.random.default_rng(config.seed)
     counts = random.integers(0, 9, len(names), dtype=np.uint32)
@@ -89,7 +94,7 @@ def tiny(names: LabelNames = NAMES, *, partition: bool = False, rows: int = 4, *
         names=names,
         label_counts=LabelCounts.dense(counts),
         n_samples=17 + config.seed,
-        repetitions={r: tensors_of(config, r, rows) for r in range(config.repetitions)},
+        repetitions={r: tensors_of(config, r, rows, dense=dense) for r in range(config.repetitions)},
         assignment=random.integers(0, config.buckets, shape, dtype=np.uint32) if partition else None,
     )
 
@@ -117,6 +122,7 @@ def fingerprint(path: Path) -> dict[str, str]:
 
 
 MODELS = {
+    "dense": tiny(dense=True, buckets=11),
     "linear": tiny(),
     "wide": tiny(buckets=65_537, repetitions=1, rows=3),
     "hidden": tiny(hidden=6, seed=1),

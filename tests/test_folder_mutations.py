@@ -188,6 +188,12 @@ def assert_valid(model: ModelData) -> None:
             for i, (before, after) in enumerate(pairwise(config.layers), 1):
                 assert tensors[f"layer_{i}"].shape == (after, before)
                 assert tensors[f"layer_{i}_bias"].shape == (after,)
+        elif "present" in tensors:
+            bits = np.unpackbits(tensors["present"], axis=1, bitorder="little")
+            assert tensors["present"].shape == (rows, -(-config.buckets // 8))
+            assert not bits[:, config.buckets :].any()
+            assert tensors["codes"].shape == (bits.sum(),)
+            assert tensors["levels"].shape == (256,)
         else:
             assert_valid_entries(tensors, rows, config.buckets)
         assert tensors["bias"].shape == (config.buckets,)
@@ -211,7 +217,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-@pytest.mark.parametrize("kind", ["a table of buckets", "hidden", "deep"])
+@pytest.mark.parametrize("kind", ["a table of buckets", "dense", "hidden", "deep"])
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
 def test_mutations(kind: str, sealed: bool, tmp_path: Path) -> None:
     """1,250 damaged folders each: unsealed, an error or the very same model; sealed, an error or a valid model."""
