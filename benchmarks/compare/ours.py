@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from context import SINGLE, Context
-
-_WARMING = 100  # queries before the clock runs: more than those few that are answered in another way
+from context import SINGLE, WARMING, Context
 
 
 def predict(ctx: Context) -> Any:
@@ -23,8 +21,7 @@ def predict(ctx: Context) -> Any:
         model = Model.load(ctx.model)
     given = read(Path(ctx.options["test"]), names=model.names, unknown_labels="count", **known_features(model))
     features = given.samples.features
-    few = features.rows(0, min(_WARMING, len(features)))
-    model.top_k(few, ctx.top, jobs=ctx.threads)
+    model.top_k(features.rows(0, min(WARMING, len(features))), ctx.top, jobs=ctx.threads)
     with ctx.timed("predict_s"):
         ids, _ = model.top_k(features, ctx.top, jobs=ctx.threads)
     if model.config.text is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from context import Context, best_of_sparse, single_rows, unit_rows
+from context import WARMING, Context, best_of_sparse, single_rows, unit_rows
 
 _BLOCK = 64  # samples whose scores are in memory, a thread
 
@@ -23,6 +23,7 @@ def predict(ctx: Context) -> Any:
         centroids = sp.load_npz(ctx.model / "centroids.npz")
     features = ctx.features("test")
     blocks = [features[i : i + _BLOCK] for i in range(0, features.shape[0], _BLOCK)]
+    best_of_sparse((features[:WARMING] @ centroids).tocsr(), ctx.top)
     with ctx.timed("predict_s"), ThreadPoolExecutor(ctx.threads) as pool:
         ids = list(pool.map(lambda block: best_of_sparse((block @ centroids).tocsr(), ctx.top), blocks))
     ctx.time_single(lambda row: best_of_sparse((row @ centroids).tocsr(), 10), single_rows(features))

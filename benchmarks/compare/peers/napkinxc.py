@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from context import Context, padded, single_rows
+from context import WARMING, Context, padded, single_rows
 
 
 def train(ctx: Context) -> None:
@@ -16,6 +16,7 @@ def predict(ctx: Context) -> Any:
     with ctx.timed("load_s"):
         model.load()
     features = ctx.features("test")
+    model.predict(features[:WARMING], top_k=ctx.top)
     with ctx.timed("predict_s"):
         found = model.predict(features, top_k=ctx.top)
     ctx.time_single(lambda row: model.predict(row, top_k=10), single_rows(features))

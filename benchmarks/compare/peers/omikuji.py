@@ -6,7 +6,7 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from context import Context, padded
+from context import WARMING, Context, padded
 
 _BLOCK = 64  # samples that a thread answers in one go
 
@@ -29,6 +29,8 @@ def predict(ctx: Context) -> Any:
     model.init_prediction_thread_pool(ctx.threads)
     rows = pairs(ctx.features("test"))
     blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
+    for row in rows[:WARMING]:
+        model.predict(row, beam_size=10, top_k=ctx.top)
     with ctx.timed("predict_s"), ThreadPoolExecutor(ctx.threads) as pool:
         answers = list(
             pool.map(lambda block: [model.predict(row, beam_size=10, top_k=ctx.top) for row in block], blocks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from context import Context, best_of_sparse, single_rows, unit_rows
+from context import WARMING, Context, best_of_sparse, single_rows, unit_rows
 
 
 def train(ctx: Context) -> None:
@@ -29,6 +29,7 @@ def predict(ctx: Context) -> Any:
     with ctx.timed("load_s"):
         model = XLinearModel.load(str(ctx.model), is_predict_only=True)
     features = unit_rows(ctx.features("test"))
+    model.predict(features[:WARMING], only_topk=ctx.top, beam_size=10, threads=ctx.threads)
     with ctx.timed("predict_s"):
         scores = model.predict(features, only_topk=ctx.top, beam_size=10, threads=ctx.threads)
     ctx.time_single(lambda row: model.predict(row, only_topk=10, beam_size=10, threads=1), single_rows(features))

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from context import Context, OutOfTime, single_rows, unit_rows
+from context import WARMING, Context, OutOfTime, single_rows, unit_rows
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch: its waiting threads burn CPU seconds otherwise
 import torch
@@ -114,6 +114,7 @@ def predict(ctx: Context) -> Any:
     with ctx.timed("load_s"):
         network = Network.load(ctx.model / "model.pt")
     features = unit_rows(ctx.features("test"))
+    network.top(features[:WARMING], ctx.top)
     with ctx.timed("predict_s"):
         ids = network.top(features, ctx.top)
     ctx.time_single(lambda row: network.top(row, 10), single_rows(features))
