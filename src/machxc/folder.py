@@ -24,7 +24,6 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -57,8 +56,9 @@ from machxc.formats import (
 from machxc.label_counts import LabelCounts
 from machxc.labels import LabelNames
 from machxc.layouts import TENSORS, sizes_of, specs_of
-from machxc.repetition.lengths import most_slots, starts_of
-from machxc.samples import Array, UInt32
+from machxc.repetition.lengths import most_slots
+from machxc.samples import Array, UInt32, starts_of
+from machxc.threads import share_out
 
 log = logging.getLogger("machxc.folder")
 
@@ -68,7 +68,6 @@ CONFIG, LABELS, PARTITION, MANIFEST = "config.json", "labels.safetensors", "part
 _REPETITION = re.compile(r"repetition-([0-9]{5})\.safetensors")
 _MAX_JSON = 5 << 19  # bytes: the manifest of 4096 repetitions takes less; parsed, the worst text takes 80 MB
 _BLOCK = 1 << 17  # entries checked in one step, or a row of more
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)  # bits of a byte
 _ATTEMPTS = 10  # how often loading begins again when the folder is replaced meanwhile
 
 _T = TypeVar("_T")
@@ -327,7 +326,8 @@ def _check_tensors(where: str, kind: str, config: Config, tensors: Mapping[str, 
 
 def _check_dense(where: str, n_buckets: int, present: Array, n_entries: int) -> None:
     """ModelError unless the bits are of buckets below B, which narrow entries have room for, and as many as entries."""
-    found = sum(int(_ONES[present[i : i + _BLOCK]].sum(dtype=np.int64)) for i in range(0, len(present), _BLOCK))
+    blocks = (present[start : start + _BLOCK] for start in range(0, len(present), _BLOCK))
+    found = sum(int(np.bitwise_count(block).sum(dtype=np.int64)) for block in blocks)
     beyond = present[:, -1] >> (n_buckets - 8 * (present.shape[1] - 1))
     if n_buckets > LEVELS or beyond.any() or found != n_entries:
         raise ModelError(
@@ -403,8 +403,7 @@ def _reading(folder: Path | str) -> Iterator[None]:
 def _on_threads(function: Callable[[str], _T], names: Iterable[str]) -> dict[str, _T]:
     """The result of ``function`` for each name; hashing and checking release the GIL."""
     names = list(names)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(function, names), strict=True))
+    return dict(zip(names, share_out(function, names, min(8, os.cpu_count() or 1)), strict=True))
 
 
 def _files_of(folder: Path) -> set[str]:

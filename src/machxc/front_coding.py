@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from machxc.compiled import ZERO, kernel, part
 from machxc.packed import Strings, joined
-from machxc.samples import Int64, frozen
+from machxc.samples import Int64, frozen, starts_of
 
 UInt8 = npt.NDArray[np.uint8]
 UInt64 = npt.NDArray[np.uint64]
@@ -70,8 +70,7 @@ def names_at(coded: UInt8, blocks: UInt64, places: Int64) -> Strings:
     """The names at these places (of arrays that `is_whole`)."""
     lengths = np.empty(len(places), np.int64)
     longest = _measure(frozen(coded), frozen(blocks), places, lengths)
-    offsets = np.zeros(len(places) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
+    offsets = starts_of(lengths)
     text = np.empty(int(offsets[-1]) + longest, np.uint8)  # those before it in its block may be longer than the last
     _spell(frozen(coded), frozen(blocks), places, offsets, text)
     return Strings(text[: offsets[-1]], offsets)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from machxc.compiled import ZERO, inline, kernel, part
-from machxc.samples import Int64, UInt32, frozen
+from machxc.samples import Int64, UInt32, frozen, starts_of
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -29,10 +29,10 @@ class Strings:
         joined = "".join(texts)
         if joined.isascii():
             lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-            return cls(np.frombuffer(joined.encode(), np.uint8), _offsets(lengths))
+            return cls(np.frombuffer(joined.encode(), np.uint8), starts_of(lengths))
         encoded = [text.encode() for text in texts]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), _offsets(lengths))
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), starts_of(lengths))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -59,7 +59,7 @@ def joined(parts: Sequence[Strings]) -> Strings:
     if len(parts) == 1:
         return parts[0]
     lengths = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
-    return Strings(np.concatenate([np.empty(0, np.uint8), *(part.bytes for part in parts)]), _offsets(lengths))
+    return Strings(np.concatenate([np.empty(0, np.uint8), *(part.bytes for part in parts)]), starts_of(lengths))
 
 
 def distinct_strings(strings: Strings) -> tuple[Strings, Int64]:
@@ -101,7 +101,7 @@ def is_rising(strings: Strings) -> bool:
 
 def take(strings: Strings, places: Int64) -> Strings:
     """The strings at these places, copied."""
-    offsets = _offsets(strings.offsets[places + 1] - strings.offsets[places])
+    offsets = starts_of(strings.offsets[places + 1] - strings.offsets[places])
     out = np.empty(int(offsets[-1]), np.uint8)
     _copy(*_read_only(strings), places, out)
     return Strings(out, offsets)
@@ -129,12 +129,6 @@ def merge_sorted(lists: Strings, bounds: Int64, ids: UInt32, step: int) -> Itera
 def _read_only(strings: Strings) -> tuple[Any, Any]:
     """The arrays as kernels are given them: where some are read-only and some not, they are compiled twice."""
     return frozen(strings.bytes), frozen(strings.offsets)
-
-
-def _offsets(lengths: Int64) -> Int64:
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
 
 
 @part

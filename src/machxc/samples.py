@@ -22,6 +22,14 @@ Array = npt.NDArray[Any]
 MAX_LABELS = 2**32 - 1
 
 
+def starts_of(lengths: npt.ArrayLike) -> Int64:
+    """Where rows of these lengths start, one after the other, and where the last ends: int64 [n + 1]."""
+    given = np.asarray(lengths)
+    starts = np.zeros(len(given) + 1, np.int64)
+    np.cumsum(given, dtype=np.int64, out=starts[1:])
+    return starts
+
+
 @dataclass(frozen=True)
 class Features:
     """Sparse features of N samples.

@@ -19,6 +19,7 @@ from machxc.data import Dataset, ReadOptions, batches, collect, convert, raw, re
 from machxc.data.source import packed_lines
 from machxc.errors import DataError, SettingError
 from machxc.labels import LabelNames
+from machxc.samples import starts_of
 
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = TextConfig(words=1)
@@ -259,7 +260,7 @@ def test_packed_lines_are_lines(
 @quick
 @given(st.lists(st.lists(st.integers(0, 10**18) | st.integers(0, 30), max_size=80), max_size=6))
 def test_labels_are_sorted_and_kept_once(rows: list[list[int]]) -> None:
-    indptr = raw.offsets([len(row) for row in rows])
+    indptr = starts_of([len(row) for row in rows])
     ends, values = raw.tidy_labels(indptr, np.array([value for row in rows for value in row], np.int64))
     parts = np.split(values, ends[1:-1]) if rows else []
     assert [part.tolist() for part in parts] == [sorted(set(row)) for row in rows]

@@ -12,9 +12,8 @@ from machxc.compiled import fast_kernel
 from machxc.config import MOST_BUCKETS
 from machxc.folder import _highest_bucket
 from machxc.repetition.bfloat import from_bfloat, to_bfloat
-from machxc.repetition.lengths import starts_of
 from machxc.repetition.stored import add_narrow, add_wide, pack, rows_of, unpack
-from machxc.samples import Array, Float32
+from machxc.samples import Array, Float32, starts_of
 
 Rows = list[dict[int, float]]
 """Of each row, its weights by bucket."""

@@ -99,8 +99,7 @@ def untrained(config: Config) -> Model:
 def _weights(config: Config) -> dict[str, Array]:
     """Those of a learner at its start. Counting has none: rows of few entries among very many buckets, so wide ones.
 
-    These are not packed, as the one who counts does that, with other types: two processes must not, at the same moment,
-    put the same kernel into the cache for different types, of which Numba's index might then name the wrong one.
+    These are made as they are stored: to pack them would compile kernels that the one who counts compiles, too.
     """
     bias = np.zeros(config.buckets, np.float32)
     if config.learner != "counts":

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from machxc.compiled import kernel
-from machxc.data.raw import offsets
 from machxc.packed import Strings
-from machxc.samples import Array, Int64
+from machxc.samples import Array, Int64, starts_of
 
 _QUOTE, _FEED, _RETURN = 34, 10, 13
 OK, WRONG_QUOTE, OPEN_QUOTE, LONE_RETURN, WRONG_COUNT = range(5)
@@ -58,7 +57,7 @@ def column(cells: Strings, width: int, places: list[int]) -> Strings:
         return cells
     n = (len(cells) // width) if width else 0
     lengths = np.diff(cells.offsets).reshape(n, width)[:, places].sum(axis=1) + len(places) - 1
-    ends = offsets(lengths)
+    ends = starts_of(lengths)
     out = np.empty(int(ends[-1]), np.uint8)
     _join(cells.bytes, cells.offsets, width, np.array(places, np.int64), out)
     return Strings(out, ends)
@@ -75,7 +74,7 @@ def split_labels(cells: Strings, separator: str | None, width: int = 1, place: i
     starts, stops = np.empty(most, np.int64), np.empty(most, np.int64)
     indptr = np.zeros(n_rows + 1, np.int64)
     n = _cut(cells.bytes, cells.offsets, width, place, mark, _SPACES, indptr, starts, stops)
-    ends = offsets(stops[:n] - starts[:n])
+    ends = starts_of(stops[:n] - starts[:n])
     out = np.empty(int(ends[-1]), np.uint8)
     _gather(cells.bytes, starts[:n], stops[:n], out)
     return indptr, Strings(out, ends)

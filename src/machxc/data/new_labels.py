@@ -17,12 +17,12 @@ import numpy as np
 
 from machxc.data.columns import Column, Columns, Offsets, release
 from machxc.data.dataset import no_unknown
-from machxc.data.raw import RawBatch, RawLabels, offsets, tidy_labels
+from machxc.data.raw import RawBatch, RawLabels, tidy_labels
 from machxc.data.records import mixed_labels
 from machxc.front_coding import Coder
 from machxc.labels import LabelNames
 from machxc.packed import Strings, distinct_strings, joined, merge_sorted, plain_integers, sorted_order, take
-from machxc.samples import MAX_LABELS, Array, Int64, Labels
+from machxc.samples import MAX_LABELS, Array, Int64, Labels, starts_of
 
 _MERGED = 1 << 20  # names that are merged at a time
 _TABLE = 1 << 22  # integers of so narrow a range are told apart by a table
@@ -246,4 +246,4 @@ def _integers_of(packed: Strings) -> Int64:
 
 
 def _joined_offsets(parts: list[Int64]) -> Int64:
-    return offsets(np.concatenate([np.diff(part) for part in parts]))
+    return starts_of(np.concatenate([np.diff(part) for part in parts]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from machxc.config import TextConfig
 from machxc.data.source import Mark
 from machxc.errors import DataError
 from machxc.packed import Strings
-from machxc.samples import Features, Float32, Int64, UInt32
+from machxc.samples import Features, Float32, Int64, UInt32, starts_of
 
 BATCH = 8192  # samples of a dataset that is read in parts, at most; and of a batch of Python values
 BATCH_CHARACTERS = 1 << 23  # a batch of texts ends when it has so many
@@ -68,16 +67,9 @@ class RawBatch:
         return DataError(message, path=self.path, line=int(self.lines[row]))
 
 
-def offsets(lengths: Sequence[int] | Int64) -> Int64:
-    """Offsets int64 [n + 1] of rows of these lengths."""
-    indptr = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(np.asarray(lengths, np.int64), out=indptr[1:])
-    return indptr
-
-
 def kept_offsets(indptr: Int64, kept: Any) -> Int64:
     """The offsets of rows of which only the elements ``kept`` (bool [nnz]) stay."""
-    return offsets(kept)[indptr]
+    return starts_of(kept)[indptr]
 
 
 def is_rising(indptr: Int64, values: Int64 | UInt32) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from machxc.data.raw import BATCH, BATCH_CHARACTERS, RawBatch, RawLabels, offsets, tidy_features
+from machxc.data.raw import BATCH, BATCH_CHARACTERS, RawBatch, RawLabels, tidy_features
 from machxc.data.source import Mark
 from machxc.errors import DataError
 from machxc.packed import Strings
-from machxc.samples import Features, Float32, Int64
+from machxc.samples import Features, Float32, Int64, starts_of
 
 _LARGEST = float(np.finfo(np.float32).max)
 _MAX_FEATURE = 2**32 - 1
@@ -108,7 +108,7 @@ class Records:
         return Strings.of(self._texts)
 
     def _raw_labels(self) -> RawLabels:
-        indptr = offsets(self._n_labels)
+        indptr = starts_of(self._n_labels)
         types = set(map(type, self._labels))
         if types == {int}:
             return RawLabels(indptr, self._integers(indptr), self._typed)
@@ -142,7 +142,7 @@ class Records:
         raise AssertionError("no label is wrong")
 
     def _features(self) -> Features:
-        indptr = offsets(self._n_features)
+        indptr = starts_of(self._n_features)
         if not (set(map(type, self._ids)) <= {int} and set(map(type, self._values)) <= {int, float}):
             raise self._feature_error(indptr)
         try:

@@ -124,10 +124,16 @@ def fit_encoder(features: Features, config: Config, r: int) -> Encoder:
     _count_slots(frozen(features.indices), frozen(features.values), *hashed, counts, squares)
     kept = np.flatnonzero(counts >= config.min_count)
     kept = kept[np.argsort(counts[kept], kind="stable")[::-1]]
-    slots = np.full(len(counts), -1, np.int32)
-    slots[kept] = np.arange(len(kept), dtype=np.int32)
+    slots = _rows_of_slots(len(counts), kept)
     row_weights = _row_weights(counts, squares, kept, len(features), config)
     return Encoder(*hashed, slots, row_weights, config.sublinear_tf, config.l2)
+
+
+def _rows_of_slots(n: int, row_slots: Array) -> Int32:
+    """The row of each of n slots, given the slot of each row; -1: none."""
+    slots = np.full(n, -1, np.int32)
+    slots[row_slots] = np.arange(len(row_slots), dtype=np.int32)
+    return slots
 
 
 def _row_weights(counts: UInt32, squares: Array, kept: Array, n: int, config: Config) -> Float32:
@@ -147,9 +153,7 @@ def encoder_of(config: Config, r: int, tensors: dict[str, Array]) -> Encoder:
     row_weights = np.repeat(tensors["row_weights"], tensors["repeats"])
     if "slots" in tensors:
         return encoder_with(config, r, tensors["slots"], row_weights)
-    slots = np.full(n_slots(config), -1, np.int32)
-    slots[tensors["row_slots"]] = np.arange(len(row_weights), dtype=np.int32)
-    return encoder_with(config, r, slots, row_weights)
+    return encoder_with(config, r, _rows_of_slots(n_slots(config), tensors["row_slots"]), row_weights)
 
 
 def encoder_with(config: Config, r: int, slots: Int32, row_weights: Float32) -> Encoder:

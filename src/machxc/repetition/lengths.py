@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from machxc.samples import Array, Int64
+from machxc.samples import Array
 
 MOST_DENSE = 1 << 22  # entries of a repetition that are stored dense, and made narrow when it answers: 8 MB
 
@@ -12,13 +12,6 @@ MOST_DENSE = 1 << 22  # entries of a repetition that are stored dense, and made 
 def narrowed(numbers: Array) -> Array:
     """Integers from 0 to 2**32 - 1 in the fewest bytes that have room for the largest: uint8, uint16 or uint32."""
     return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
-
-
-def starts_of(lengths: Array) -> Int64:
-    """Where rows of these lengths start, one after the other, and where the last ends: int64 [rows + 1]."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
 
 
 def most_slots(n_rows: int) -> int:

@@ -25,8 +25,8 @@ from machxc.compiled import inline, kernel
 from machxc.config import LEVELS
 from machxc.repetition.arithmetic import UInt16
 from machxc.repetition.bfloat import from_bfloat
-from machxc.repetition.lengths import MOST_DENSE, narrowed, starts_of
-from machxc.samples import Array, Float32, Int64, UInt32, frozen
+from machxc.repetition.lengths import MOST_DENSE, narrowed
+from machxc.samples import Array, Float32, Int64, UInt32, frozen, starts_of
 
 _FURTHEST = 255  # from one narrow entry to the next
 _ROUNDS = 8  # of moving levels to where they are best

@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from machxc.repetition.encode import Encoder, fit_encoder
 from machxc.repetition.loop import check_loss, rate_at, split, start_bias
 from machxc.repetition.windows import gather
 from machxc.samples import Array, Samples
+from machxc.threads import share_out
 from machxc.torch.batches import SHARED, batch_of, batches
 from machxc.torch.cost import batch_size
 from machxc.torch.device import on
@@ -158,8 +158,7 @@ class _Training:
             state = found[r]
             return fit_encoder(self.work.samples.features, self.config, r) if state is None else state.encoder
 
-        with ThreadPoolExecutor(min(len(found), os.cpu_count() or 1)) as pool:
-            return list(pool.map(encoder, found))
+        return share_out(encoder, list(found), min(len(found), os.cpu_count() or 1))
 
     def _begin(self, i: int, encoder: Encoder, found: State | None) -> State:
         """Give the i-th repetition the weights that it was kept with, or those that the kernels start from.
